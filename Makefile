@@ -1,0 +1,102 @@
+# Every target sets itself up: Python 3.10 to 3.13, make and the package index are enough.
+#   make test      PYTHON=python3.12 make test      VENV=.venv-3.12 PYTHON=python3.12 make test
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+fits := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+# The first Python that fits, so that a machine whose python3 is too new, but has an older one beside it, works too.
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10,\
+                        $(shell $(p) -c '$(fits)' 2>/dev/null && echo $(p))) python3)
+VENV ?= .venv
+# Test processes at a time: each holds a store of its own, and the kernels use more threads than one.
+JOBS ?= 2
+BIN := $(VENV)/bin
+version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+pins := pyproject.toml requirements-dev.txt rockbed/_version.py
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- what people run ---
+
+.PHONY: demo
+demo: $(VENV)/.demo ## Train on 336,776 real flights, get killed, resume, shrink, checkpoint
+	@$(BIN)/python -m tests.stale_kernels
+	$(BIN)/python -m examples.flights $(ARGS)
+
+.PHONY: test
+test: lint ## Lint, types and every test
+	$(BIN)/python -m pytest -n $(JOBS) --hypothesis-profile=repeatable -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --hypothesis-profile=repeatable -m slow $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.bench ## Benchmarks beside np.take, torch and damo-embedding: table and plot
+	@$(BIN)/python -m tests.stale_kernels
+	$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: test-fast
+test-fast: $(VENV)/.dev ## The tests without the slow ones
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+
+.PHONY: test-torch
+test-torch: $(VENV)/.torch ## The tests that compare with torch (a large download)
+	$(BIN)/python -m pytest -m torch $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy rockbed tests benchmarks examples
+
+.PHONY: fmt
+fmt: $(VENV)/.dev ## Format, and fix what ruff can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: wheel
+wheel: $(VENV)/.dev ## Build the wheel into dist/
+	$(BIN)/pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+# --- set-up ---
+
+# One stamp for each set of extras; each is made again when the pins, or the Python, change.
+install = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements-dev.txt
+$(VENV)/.demo: extras := demo
+$(VENV)/.dev: extras := dev,demo
+$(VENV)/.bench: extras := bench
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(pins) $(VENV)/.python-$(version)
+	$(install) --editable '.[$(extras)]'
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.dev
+	$(install) torch
+	@touch $@
+
+$(VENV)/.python-$(version):
+	@$(PYTHON) -c '$(fits)' || { echo "Rockbed needs Python 3.10 to 3.13 and $(PYTHON) is $(or $(version),not there):" \
+	  "name another one, for example PYTHON=python3.12 make $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+.PHONY: pins
+pins: $(VENV)/.dev ## Write requirements-dev.txt anew with the newest releases (torch stays)
+	$(BIN)/pip install --quiet uv
+	{ sed -n '/^#/p' requirements-dev.txt; echo 'torch==2.13.0' | $(BIN)/uv pip compile --quiet --universal \
+	  --python-version 3.10 --no-annotate --no-header --no-emit-index-url \
+	  --extra dev --extra demo --extra bench --extra torch pyproject.toml - \
+	  | grep -vE '^(cuda|nvidia|triton)'; } > requirements-dev.new
+	mv requirements-dev.new requirements-dev.txt
+
+# --- clean-up ---
+
+.PHONY: clean-cache
+clean-cache: ## Drop every compiled kernel
+	find rockbed client server storage optimizers tests benchmarks examples -name '*.nb[ci]' -delete
+
+.PHONY: clean
+clean: clean-cache ## Drop everything that was made here, the virtual environment too
+	rm -rf $(VENV) .venv-torch .venv-damo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,120 @@
+"""`python -m benchmarks`: measures, prints the tables, and writes results.json, results.md and the plots."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import contenders, environments, report, sessions, targets
+
+PARTS = ("memory", "tables", "crash", "large", "growth")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--parts", default=",".join(PARTS), help="of %(default)s")
+    parser.add_argument("--contenders", default=",".join(contenders.NAMES), help="of %(default)s")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of most parts (%(default)s)")
+    parser.add_argument("--large-rows", type=int, default=10_000_000, help="of the part `large` (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each workload (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the rows, 2 rounds, parts memory and crash")
+    parser.add_argument("--directory", type=Path, help="where the stores lie while they are measured (a temporary one)")
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"), help="for the results (%(default)s)")
+    options = parser.parse_args()
+    if options.quick:
+        options.rows, options.rounds, options.parts = options.rows // 10, 2, "memory,crash"
+    started = time.perf_counter()
+    pythons = _pythons(options.contenders.split(","))
+    root = Path(tempfile.mkdtemp(prefix="rockbed-bench-", dir=options.directory))
+    records: list[sessions.Record] = []
+    try:
+        parts = options.parts.split(",")
+        if "crash" in parts and "rockbed" in pythons:
+            records += sessions.crash(pythons["rockbed"], options.rows, options.rounds, root, _say)
+        for session in sessions.plan(parts, options.rows, options.large_rows, options.rounds):
+            _say(f"{session.part}: {session.rows:,} rows of dim {session.dim}, {session.tables} table(s)")
+            for record in sessions.run(session, pythons, root, options.quick, _say):
+                records.append(record)
+                if record.keys:
+                    rate = report.quantity(record.rate)
+                    _say(f"  {record.workload}, round {record.round + 1}: {record.contender} {rate}/s")
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    outcomes = targets.judge(targets.TARGETS, records)
+    text = _document(records, outcomes, machine(), time.perf_counter() - started)
+    print(text)
+    options.output.mkdir(parents=True, exist_ok=True)
+    stored = {"machine": machine(), "records": [record.as_json() for record in records]}
+    (options.output / "results.json").write_text(json.dumps(stored) + "\n")
+    (options.output / "results.md").write_text(text + "\n")
+    try:
+        for path in report.plots(records, options.output):
+            _say(f"wrote {path}")
+    except ImportError as problem:
+        _say(f"no plots: {problem} (pip install 'rockbed[bench]')")
+    return 0
+
+
+def _pythons(names: list[str]) -> dict[str, Path]:
+    """The interpreter of each contender that can run here."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = environments.python_for(name)
+        except environments.Unavailable as problem:
+            _say(f"{name} is left out: {problem}")
+    return found
+
+
+def _document(
+    records: list[sessions.Record], outcomes: list[targets.Outcome], where: dict[str, Any], seconds: float
+) -> str:
+    facts = ", ".join(f"{name} {value}" for name, value in where.items())
+    return "\n\n".join(
+        (
+            f"Written by `python -m benchmarks {' '.join(sys.argv[1:])}` in {seconds / 60:.0f} minutes. {facts}.",
+            "## Targets\n\nRates: keys a second, the median of the rounds. Ratios: the median of the rounds' ratios.",
+            report.outcome_table(outcomes),
+            "## All figures\n\nKeys a second, the median of the rounds; for calls of 1,000 keys also (p50; p99) in ms.",
+            report.rate_table(records),
+        )
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    model = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
+    )
+    versions = {}
+    for package in ("numpy", "numba", "rocksdict"):
+        versions[package] = importlib.metadata.version(package)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return {
+        "cores": os.cpu_count(),
+        "CPU": model,
+        "Python": platform.python_version(),
+        **versions,
+        "commit": commit or "none",
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""What callers may send: keys, weights and gradients, checked before anything happens."""
+
+from typing import Any
+
+import numpy as np
+
+from rockbed.errors import WrongDtype, WrongShape
+from rockbed.types import F32, I64
+
+
+def _described(value: Any) -> str:
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+
+
+def checked_keys(keys: Any) -> I64:
+    """int64[n] bit patterns of the keys, contiguous; a copy only where the array sent is not.
+
+    Raises WrongDtype unless it is a numpy array of int64 or uint64, WrongShape unless it has one axis.
+    """
+    if not isinstance(keys, np.ndarray) or keys.dtype not in (np.dtype(np.int64), np.dtype(np.uint64)):
+        raise WrongDtype(
+            f"keys must be a numpy array of int64 or uint64, not {_described(keys)}: use np.asarray(keys, np.int64)"
+        )
+    if keys.ndim != 1:
+        raise WrongShape(f"keys must have one axis, not {_described(keys)}: use keys.reshape(-1)")
+    whole = np.ascontiguousarray(keys).view(np.int64)
+    # kernels are compiled for aligned, writable arrays: others are rare enough to be copied
+    return whole if whole.flags.aligned and whole.flags.writeable else whole.copy()
+
+
+def _checked_size(name: str, array: Any, n: int, dim: int) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != np.dtype(np.float32):
+        raise WrongDtype(f"{name} must be a numpy array of float32, not {_described(array)}: use .astype(np.float32)")
+    if array.shape not in ((n * dim,), (n, dim)):
+        raise WrongShape(
+            f"{name} must be float32[{n}, {dim}] or float32[{n * dim}] for {n} keys of dim {dim}, not "
+            f"{_described(array)}"
+        )
+
+
+def checked_gradients(gradients: Any, n: int, dim: int) -> F32:
+    """float32[n, dim], contiguous; a copy only where the array sent is not. Raises WrongDtype, WrongShape."""
+    _checked_size("gradients", gradients, n, dim)
+    whole = np.ascontiguousarray(gradients).reshape(n, dim)
+    return whole if whole.flags.aligned and whole.flags.writeable else whole.copy()
+
+
+def checked_output(weights: Any, keys: I64, dim: int) -> F32:
+    """The caller's array as float32[n, dim], to be written to. Raises WrongDtype, WrongShape."""
+    _checked_size("weights", weights, keys.size, dim)
+    if not weights.flags.writeable:
+        raise WrongShape("weights is read-only and would have to be written to: pass an array of your own, or none")
+    if not (weights.flags.c_contiguous and weights.flags.aligned):
+        raise WrongShape(
+            "weights is not contiguous: pass np.empty((n, dim), np.float32) and copy from it, or pass none"
+        )
+    if np.may_share_memory(weights, keys):
+        raise WrongShape("weights and keys share memory: filling one would destroy the other")
+    out: F32 = weights.reshape(keys.size, dim)
+    return out

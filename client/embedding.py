@@ -1,0 +1,189 @@
+"""`PyEmbedding`: one group of rows, looked up and trained by key."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from rockbed.client.arrays import checked_gradients, checked_keys, checked_output
+from rockbed.client.initializer import PyInitializer
+from rockbed.client.optimizer import PyOptimizer
+from rockbed.client.parameters import Parameters
+from rockbed.config import GroupConfig, Named
+from rockbed.errors import InvalidConfig, WrongDtype
+from rockbed.types import F32, I64, U64
+
+if TYPE_CHECKING:
+    from rockbed.client.storage import PyStorage, RequestId
+
+
+class PyEmbedding:
+    """The rows of one group: `dim` float32 weights for each key, created when they are first looked up.
+
+    >>> with PyStorage("./model") as storage:
+    ...     users = PyEmbedding(storage, PyOptimizer(name="adagrad", gamma=0.05), PyInitializer(name="zeros"), 8,
+    group=1) ...     weights = users.lookup(np.array([17, 4, 17]))           # float32[3, 8] ...
+    users.apply_gradients(np.array([17, 4]), np.ones((2, 8), np.float32))
+    """
+
+    def __init__(
+        self,
+        storage: "PyStorage",
+        optimizer: PyOptimizer,
+        initializer: PyInitializer,
+        dimension: int,
+        group: int = 0,
+        *,
+        seed: int = 0,
+        ttl: float | None = None,
+        refresh: str = "push",
+        duplicates: str = "sum",
+        absent: str = "init",
+        step: str = "row",
+        admission: Parameters | Mapping[str, Any] | None = None,
+        unadmitted_value: float | str = 0.0,
+        miss_value: float | str = 0.0,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        weight_min: float | None = None,
+        weight_max: float | None = None,
+        not_finite: str = "reject",
+        padding_key: int | None = None,
+    ) -> None:
+        """Open a group, or create it.
+
+        dimension: weights a row, 1..4096. group: 0..65535. Both, the initializer, `seed` and the kind of optimizer are
+        fixed when a group is created; everything else may differ at the next opening and applies from then on.
+
+        seed: 0..2^64-1. A row's first value is a pure function of (seed, group, key).
+        ttl: seconds that a row lives after it was last written; None = the storage's ttl, 0 = for ever.
+        refresh: what renews that: "push", or "lookup" (training lookups as well as pushes).
+        duplicates: gradients of a key that occurs several times in a push are "sum"med to one step, or are
+            "sequential" steps in the order given.
+        absent: a push to a key that has no row "init"ialises one and updates it, or "skip"s it (counted in stats).
+        step: the t of schedules and bias corrections is the "row"'s own update count, or the "global" one that the
+            trainer sets as `embedding.global_step`.
+        admission: which new keys get a row: {"name": "min_count", "count": 3}, {"name": "counting_bloom", "count": 3,
+            "capacity": 10**7, "fpr": 0.01}, {"name": "probability", "p": 0.1}; None = every key. Training lookups
+            count.
+        unadmitted_value, miss_value: what a lookup gives for a key that is not admitted yet, and what
+            lookup(train=False) gives for a key without a row: a number for all weights, or "initializer" for the
+            row that it would begin with.
+        clip_value, clip_norm: each element of a (summed) gradient is clamped to +-clip_value, then the gradient of a
+            row scaled down to the L2 norm clip_norm.
+        weight_min, weight_max: weights are clamped to these after each update.
+        not_finite: NaN or Inf in a gradient "reject"s the whole push, or "skip_row" drops that row's gradient
+            (counted).
+        padding_key: a key that stands for nothing: its lookup gives zeros, its gradient is ignored.
+
+        Raises InvalidConfig (with every problem), UnknownName, DimMismatch, GroupConflict, ReadOnlyStorage,
+        StorageClosed.
+        """
+        if not isinstance(optimizer, PyOptimizer) or not isinstance(initializer, PyInitializer):
+            raise WrongDtype(
+                f"PyEmbedding takes a PyOptimizer and a PyInitializer, not {type(optimizer).__name__} and "
+                f"{type(initializer).__name__}"
+            )
+        self.config = GroupConfig(
+            group=group,
+            dim=dimension,
+            optimizer=_named(optimizer.rule),
+            initializer=_named(initializer.rule),
+            schedule=None if optimizer.schedule is None else _named(optimizer.schedule),
+            seed=seed,
+            ttl_s=ttl,
+            refresh=refresh,
+            duplicates=duplicates,
+            absent=absent,
+            step=step,
+            admission=None if admission is None else dict(_mapping(admission)),
+            unadmitted_value=unadmitted_value,
+            miss_value=miss_value,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            weight_min=weight_min,
+            weight_max=weight_max,
+            not_finite=not_finite,
+            padding_key=padding_key,
+        )
+        self._engine = storage.engine
+        self._storage = storage
+        self._group = self._engine.open_group(self.config)
+
+    @property
+    def dim(self) -> int:
+        """float32 weights a row."""
+        return self.config.dim
+
+    @property
+    def group(self) -> int:
+        """The group's number."""
+        return self.config.group
+
+    @property
+    def global_step(self) -> int:
+        """The step that schedules and bias corrections use with step="global", counted from 1. Set it before each
+        push.
+        """
+        return self._group.global_step
+
+    @global_step.setter
+    def global_step(self, step: int) -> None:
+        if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 1:
+            raise InvalidConfig(f"global_step is {step!r}: steps are whole numbers from 1")
+        if self.config.step != "global":
+            raise InvalidConfig(
+                f"group {self.group} counts steps by row: open it with step='global' to set global_step"
+            )
+        self._group.global_step = int(step)
+
+    @overload
+    def lookup(self, keys: I64 | U64, weights: None = None, *, train: bool = True) -> F32: ...
+    @overload
+    def lookup(self, keys: I64 | U64, weights: F32, *, train: bool = True) -> None: ...
+    def lookup(self, keys: I64 | U64, weights: F32 | None = None, *, train: bool = True) -> F32 | None:
+        """The weights of each key.
+
+        keys: int64[n] or uint64[n], any values, in any order, repeats allowed. weights: float32[n, dim] or float32[n
+        * dim], contiguous, filled in place (then None is returned); without it a new float32[n, dim] is returned.
+        train: a key without a row gets one (if the group admits it) and occurrences count. With train=False nothing
+        changes, and such a key gives the group's miss_value.
+        Raises WrongDtype, WrongShape, ReadOnlyStorage (train=True on a read-only storage), StorageClosed, the disk's
+        errors.
+        """
+        sent = checked_keys(keys)
+        out = (
+            np.empty((sent.size, self.dim), np.float32) if weights is None else checked_output(weights, sent, self.dim)
+        )
+        self._engine.lookup(self.group, sent, out, train=train)
+        return out if weights is None else None
+
+    def apply_gradients(self, keys: I64 | U64, gradients: F32, *, request: "RequestId | None" = None) -> None:
+        """Update the rows of keys with the group's optimizer. Durable when it returns.
+
+        keys: as for lookup. gradients: float32[n, dim] or float32[n * dim]. request: (client id, number from 1) makes
+        the call repeatable: a request that has been applied is acknowledged and not applied again.
+        Raises WrongDtype, WrongShape, GradientNotFinite, BatchTooLarge, ReadOnlyStorage, StorageClosed, StorageFull
+        and the disk's other errors. Then nothing was applied.
+        """
+        self._storage.apply_gradients([(self, keys, gradients)], request=request)
+
+    def checked(self, keys: Any, gradients: Any) -> tuple[int, I64, F32]:
+        """(group, keys, gradients) as the engine takes them. Raises WrongDtype, WrongShape, InvalidConfig."""
+        sent = checked_keys(keys)
+        if self.config.step == "global" and self.global_step < 1:
+            raise InvalidConfig(
+                f"group {self.group} has step='global': set embedding.global_step before the first push"
+            )
+        return self.group, sent, checked_gradients(gradients, sent.size, self.dim)
+
+    def __repr__(self) -> str:
+        return f"PyEmbedding(group={self.group}, dim={self.dim}, optimizer={self.config.optimizer['name']!r})"
+
+
+def _named(rule: Any) -> Named:
+    return {"name": rule.name, **rule.params()}
+
+
+def _mapping(given: Parameters | Mapping[str, Any]) -> Mapping[str, Any]:
+    return given.as_dict() if isinstance(given, Parameters) else given

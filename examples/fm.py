@@ -1,0 +1,106 @@
+"""A factorization machine whose every parameter is a row in Rockbed; numpy does the rest.
+
+S. Rendle, "Factorization Machines", ICDM 2010. For the features f of an example, a weight w_f and a vector v_f each,
+
+    score = sum_f w_f + sum_{f<g} v_f . v_g = sum_f w_f + (|S|^2 - sum_f |v_f|^2) / 2,   S = sum_f v_f   (lemma 3.1)
+
+and the chance of a yes is 1 / (1 + exp(-score)). With the logistic loss the gradient of the score is
+e = chance - label, of w_f it is e, of v_f it is e (S - v_f). There is no bias: a feature that every example
+has a value of (the month, say) does its work.
+"""
+
+import numpy as np
+
+from rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage
+from rockbed.types import F32, I64
+
+LINEAR, FACTORS = 1, 2  # the two groups
+
+
+class FactorizationMachine:
+    """Two groups of a store: rows of dim 1 (w) and of dim `factors` (v), both trained by Adagrad in the store."""
+
+    def __init__(self, storage: PyStorage, factors: int = 8, seed: int = 1) -> None:
+        self._storage = storage
+        # Strong weight decay on the factors: three of four rows are seen a handful of times.
+        self.linear = PyEmbedding(
+            storage,
+            PyOptimizer(name="adagrad", gamma=0.2, weight_decay=0.1),
+            PyInitializer(name="zeros"),
+            1,
+            LINEAR,
+            seed=seed,
+        )
+        self.factors = PyEmbedding(
+            storage,
+            PyOptimizer(name="adagrad", gamma=0.05, weight_decay=0.3),
+            PyInitializer(name="random_uniform", min=-0.1, max=0.1),
+            factors,
+            FACTORS,
+            seed=seed,
+        )
+
+    def step(self, keys: I64, labels: F32, request: tuple[str, int]) -> float:
+        """Learn from one batch; the mean loss before the step.
+
+        keys: int64[n, features], labels: float32[n]. The gradients of both groups go to the store in one call:
+        they are applied both or not at all, and a request that was applied already is not applied again.
+        A key that occurs many times in the batch has its gradients summed by the store.
+        """
+        flat = keys.reshape(-1)
+        weights = self.linear.lookup(flat).reshape(keys.shape)
+        vectors = self.factors.lookup(flat).reshape(*keys.shape, -1)
+        scores, sums = _scores(weights, vectors)
+        error = (_sigmoid(scores) - labels).astype(np.float32)
+        vectors -= sums[:, None, :]
+        vectors *= -error[:, None, None]  # now e (S - v)
+        self._storage.apply_gradients(
+            [
+                (self.linear, flat, np.repeat(error, keys.shape[1])[:, None]),
+                (self.factors, flat, vectors.reshape(len(flat), -1)),
+            ],
+            request=request,
+        )
+        return log_loss(scores, labels)
+
+    def predict(self, keys: I64, chunk: int = 8192) -> F32:
+        """Scores (log odds), float32[n], of int64[n, features]. Inserts nothing: an unseen value counts as zeros."""
+        scores = np.empty(len(keys), np.float32)
+        for start in range(0, len(keys), chunk):
+            part = keys[start : start + chunk]
+            weights = self.linear.lookup(part.reshape(-1), train=False).reshape(part.shape)
+            vectors = self.factors.lookup(part.reshape(-1), train=False).reshape(*part.shape, -1)
+            scores[start : start + chunk], _ = _scores(weights, vectors)
+        return scores
+
+
+def _scores(weights: F32, vectors: F32) -> tuple[F32, F32]:
+    """weights: float32[n, features], vectors: float32[n, features, factors] -> scores [n], sums S [n, factors]."""
+    sums = vectors.sum(axis=1)
+    squares = np.einsum("nfk,nfk->n", vectors, vectors)
+    return weights.sum(axis=1) + 0.5 * (np.einsum("nk,nk->n", sums, sums) - squares), sums
+
+
+def _sigmoid(scores: F32) -> F32:
+    # By way of tanh, which cannot overflow.
+    half: F32 = 0.5 * (1 + np.tanh(0.5 * scores))
+    return half
+
+
+def log_loss(scores: F32, labels: F32) -> float:
+    """The mean of log(1 + exp(-score)) over yes and of log(1 + exp(score)) over no."""
+    return float(np.logaddexp(0, np.where(labels > 0, -scores, scores)).mean())
+
+
+def auc(scores: F32, labels: F32) -> float:
+    """The area under the ROC curve: the chance that a yes scores above a no, a tie counting half.
+
+    From the ranks of the scores, equal ones sharing their mean rank (Mann and Whitney's U). NaN if one class is absent.
+    """
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
+    positive = labels > 0
+    yes, no = int(positive.sum()), int((~positive).sum())
+    if yes == 0 or no == 0:
+        return float("nan")
+    return float((ranks[positive].sum() - yes * (yes + 1) / 2) / (yes * no))

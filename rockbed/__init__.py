@@ -1,0 +1,102 @@
+"""Rockbed: an embedding parameter server on RocksDB, in this process or behind gRPC.
+
+`import rockbed` is cheap. The names of the client API are loaded when they are first used, and with them
+numba and rocksdict; errors and the version are there at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rockbed._version import __version__
+from rockbed.errors import (
+    BatchTooLarge,
+    DimMismatch,
+    DuplicateName,
+    FormatTooNew,
+    GradientNotFinite,
+    GroupConflict,
+    InvalidConfig,
+    JournalCorrupt,
+    ReadOnlyStorage,
+    RequestTooOld,
+    RockbedError,
+    StorageClosed,
+    StorageCorrupt,
+    StorageFailed,
+    StorageFull,
+    StoreExists,
+    StoreLocked,
+    StoreNotFound,
+    StorePathInvalid,
+    StorePermission,
+    UnknownGroup,
+    UnknownName,
+    WrongDtype,
+    WrongShape,
+)
+
+if TYPE_CHECKING:
+    from rockbed.client.embedding import PyEmbedding
+    from rockbed.client.filter import PyFilter
+    from rockbed.client.initializer import PyInitializer
+    from rockbed.client.optimizer import PyOptimizer
+    from rockbed.client.parameters import Parameters
+    from rockbed.client.storage import PyStorage
+
+__all__ = [
+    "Parameters",
+    "PyEmbedding",
+    "PyFilter",
+    "PyInitializer",
+    "PyOptimizer",
+    "PyStorage",
+    # errors
+    "BatchTooLarge",
+    "DimMismatch",
+    "DuplicateName",
+    "FormatTooNew",
+    "GradientNotFinite",
+    "GroupConflict",
+    "InvalidConfig",
+    "JournalCorrupt",
+    "ReadOnlyStorage",
+    "RequestTooOld",
+    "RockbedError",
+    "StorageClosed",
+    "StorageCorrupt",
+    "StorageFailed",
+    "StorageFull",
+    "StoreExists",
+    "StoreLocked",
+    "StoreNotFound",
+    "StorePathInvalid",
+    "StorePermission",
+    "UnknownGroup",
+    "UnknownName",
+    "WrongDtype",
+    "WrongShape",
+    "__version__",
+]
+
+_LAZY = {
+    "Parameters": "rockbed.client.parameters",
+    "PyEmbedding": "rockbed.client.embedding",
+    "PyFilter": "rockbed.client.filter",
+    "PyInitializer": "rockbed.client.initializer",
+    "PyOptimizer": "rockbed.client.optimizer",
+    "PyStorage": "rockbed.client.storage",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name of the client API at its first use (PEP 562)."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'rockbed' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, those not loaded yet included."""
+    return sorted(__all__)

@@ -1,0 +1,152 @@
+"""Settings of a store and of a group: frozen, checked as a whole, with their units in their names."""
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from rockbed.errors import InvalidConfig
+
+Named = dict[str, Any]
+"""A rule by name with its parameters, {"name": "adagrad", "gamma": 0.05}: what is stored and compared."""
+
+GROUPS = 1 << 16
+DIM_MAX = 4096
+SEED_MAX = 2**64
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...]) -> list[str]:
+    return [] if value in choices else [f"{name} is {value!r}, not one of {', '.join(map(repr, choices))}"]
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> list[str]:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return [f"{name} is {value!r}, not an int"]
+    return [] if low <= value <= high else [f"{name} is {value}, outside {low}..{high}"]
+
+
+def _number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> list[str]:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return [f"{name} is {value!r}, not a finite number"]
+    if above is not None and not value > above:
+        return [f"{name} is {value}, not above {above:g}"]
+    if least is not None and not value >= least:
+        return [f"{name} is {value}, below {least:g}"]
+    return []
+
+
+def _value_or_initializer(name: str, value: Any) -> list[str]:
+    return [] if value == "initializer" else [p + ' (nor "initializer")' for p in _number(name, value)]
+
+
+def _raise(what: str, problems: list[str]) -> None:
+    if problems:
+        raise InvalidConfig(f"{what}: " + "; ".join(problems))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupConfig:
+    """What a group of rows is and how it learns. Stored with the rows and compared whenever the group is opened.
+
+    Fixed for the life of the group: dim, initializer, seed, the kind of optimizer. The rest may change from one
+    opening to the next; a change is recorded in the journal, so a replay applies it at the same place.
+    """
+
+    group: int  # 0..65535
+    dim: int  # float32 weights a row
+    optimizer: Named
+    initializer: Named
+    schedule: Named | None = None
+    seed: int = 0  # 0..2**64-1; with group and key it decides a row's first value
+    ttl_s: float | None = None  # seconds since a row was last written; None = the store's, 0 = for ever
+    refresh: str = "push"  # what renews the TTL: "push", or "lookup" (training lookups too)
+    duplicates: str = "sum"  # of a key in one push: "sum" them to one step, or "sequential" steps
+    absent: str = "init"  # a push to a key without a row: "init" one, or "skip" (counted)
+    step: str = (
+        "row"  # the t of schedules and bias corrections: the "row"'s own, or a "global" one that the trainer sets
+    )
+    admission: Named | None = None  # which new keys get a row; None = all
+    unadmitted_value: float | str = 0.0  # what a lookup of an unadmitted key gives: a number, or "initializer"
+    miss_value: float | str = 0.0  # what lookup(train=False) of an absent key gives: a number, or "initializer"
+    clip_norm: float | None = None  # a gradient's L2 norm is scaled down to this
+    clip_value: float | None = None  # each element of a gradient is clamped to +- this, before clip_norm
+    weight_min: float | None = None  # weights are clamped after each update
+    weight_max: float | None = None
+    not_finite: str = "reject"  # NaN or Inf in a gradient: "reject" the whole push, or "skip_row" (counted)
+    padding_key: int | None = None  # a key that stands for nothing: zeros, no row, no gradient
+
+    def __post_init__(self) -> None:
+        problems = [
+            *_whole("group", self.group, 0, GROUPS - 1),
+            *_whole("dim", self.dim, 1, DIM_MAX),
+            *_whole("seed", self.seed, 0, SEED_MAX - 1),
+            *_choice("refresh", self.refresh, ("push", "lookup")),
+            *_choice("duplicates", self.duplicates, ("sum", "sequential")),
+            *_choice("absent", self.absent, ("init", "skip")),
+            *_choice("step", self.step, ("row", "global")),
+            *_choice("not_finite", self.not_finite, ("reject", "skip_row")),
+            *_value_or_initializer("unadmitted_value", self.unadmitted_value),
+            *_value_or_initializer("miss_value", self.miss_value),
+        ]
+        if self.ttl_s is not None:
+            problems += _number("ttl", self.ttl_s, least=0)
+        for name in ("clip_norm", "clip_value"):
+            if getattr(self, name) is not None:
+                problems += _number(name, getattr(self, name), above=0)
+        bounds = [b for b in ("weight_min", "weight_max") if getattr(self, b) is not None]
+        for name in bounds:
+            problems += _number(name, getattr(self, name))
+        if len(bounds) == 2 and not problems and not self.weight_min < self.weight_max:  # type: ignore[operator]
+            problems.append(f"weight_min {self.weight_min} is not below weight_max {self.weight_max}")
+        if self.padding_key is not None:
+            problems += _whole("padding_key", self.padding_key, -(2**63), 2**64 - 1)
+        _raise(f"group {self.group!r}", problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """The config as JSON values; `from_json` builds an equal one."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "GroupConfig":
+        """The reverse of `to_json`."""
+        return cls(**stored)
+
+    def to_bytes(self) -> bytes:
+        """The config as a line of JSON."""
+        return json.dumps(self.to_json(), sort_keys=True).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """How a store is opened. None of it is stored: every opening says it anew."""
+
+    ttl_s: float = 0  # seconds since a row was last written; 0 = for ever; a group may have its own
+    memory_budget: int = 1 << 30  # bytes of rows, headers and index in memory, all groups together
+    block_cache_bytes: int = 32 << 20  # RocksDB's cache of blocks read from disk, beside the budget
+    fsync: str = "interval"  # of the journal: "never", "interval", "always" (before a push is answered)
+    fsync_interval_s: float = 1.0
+    write_back_interval_s: float = 30.0  # a pushed row reaches rows/ after this time at the latest (plus the writing)
+    journal_bytes_max: int = 1 << 30  # write-back begins at half of it; at all of it pushes wait
+    sweep_rows_s: int = 20_000  # rows a second that the sweeper looks at for expiry; 0 = no sweeper
+    read_only: bool = False
+    repair: bool = False  # cut a damaged journal off at the damage instead of refusing to open
+    client_window: int = field(default=1024)  # request numbers behind a client's newest that are still told apart
+
+    def __post_init__(self) -> None:
+        problems = [
+            *_number("ttl", self.ttl_s, least=0),
+            *_whole("memory_budget", self.memory_budget, 64 << 10, 1 << 50),
+            *_whole("block_cache_bytes", self.block_cache_bytes, 0, 1 << 50),
+            *_choice("fsync", self.fsync, ("never", "interval", "always")),
+            *_number("fsync_interval_s", self.fsync_interval_s, above=0),
+            *_number("write_back_interval_s", self.write_back_interval_s, above=0),
+            *_whole("journal_bytes_max", self.journal_bytes_max, 1 << 20, 1 << 50),
+            *_whole("sweep_rows_s", self.sweep_rows_s, 0, 1 << 40),
+            *_whole("client_window", self.client_window, 1, 1 << 20),
+        ]
+        for name in ("read_only", "repair"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(f"{name} is {getattr(self, name)!r}, not True or False")
+        if self.read_only is True and self.repair is True:
+            problems.append("repair writes to the store, read_only forbids it: give one of them")
+        _raise("storage", problems)

@@ -1,0 +1,167 @@
+"""Every error that Rockbed raises on purpose. `code` is stable: it names the class on the wire and in logs."""
+
+from typing import ClassVar
+
+
+class RockbedError(Exception):
+    """Base of all of Rockbed's errors; catch it to catch them all."""
+
+    code: ClassVar[str] = "rockbed_error"
+
+
+# --- what the caller sent ---
+
+
+class InvalidConfig(RockbedError, ValueError):
+    """A setting, or a combination of settings, that cannot work. The message lists every problem found."""
+
+    code = "invalid_config"
+
+
+class UnknownName(InvalidConfig):
+    """No optimizer, initializer, schedule, option or parameter of that name. The message lists the known ones."""
+
+    code = "unknown_name"
+
+
+class DuplicateName(InvalidConfig):
+    """Two implementations registered under one name."""
+
+    code = "duplicate_name"
+
+
+class WrongDtype(RockbedError, TypeError):
+    """An array of another dtype than the call takes. Nothing is converted silently."""
+
+    code = "wrong_dtype"
+
+
+class WrongShape(RockbedError, ValueError):
+    """An array of the wrong size, number of axes or memory layout, or one that cannot be written to."""
+
+    code = "wrong_shape"
+
+
+class DimMismatch(WrongShape):
+    """Rows of one dim are stored, another dim was sent or asked for."""
+
+    code = "dim_mismatch"
+
+
+class GradientNotFinite(RockbedError, ValueError):
+    """A gradient holds NaN or infinity and the group rejects those. Nothing of the batch was applied."""
+
+    code = "gradient_not_finite"
+
+
+class BatchTooLarge(RockbedError, ValueError):
+    """A push touches more distinct rows than the memory budget can hold at once. Nothing of it was applied."""
+
+    code = "batch_too_large"
+
+
+class UnknownGroup(RockbedError, LookupError):
+    """The store has no group of that number."""
+
+    code = "unknown_group"
+
+
+class GroupConflict(RockbedError, ValueError):
+    """The group exists with another dim, optimizer kind, initializer or seed."""
+
+    code = "group_conflict"
+
+
+class RequestTooOld(RockbedError, ValueError):
+    """A request number so far behind the newest one of its client that the store no longer knows it."""
+
+    code = "request_too_old"
+
+
+# --- the state of the store ---
+
+
+class StorageClosed(RockbedError, RuntimeError):
+    """The storage was closed, or belongs to the process that this one was forked from."""
+
+    code = "storage_closed"
+
+
+class ReadOnlyStorage(RockbedError, PermissionError):
+    """The storage was opened with read_only=True and the call would change it."""
+
+    code = "read_only_storage"
+
+
+class StoreLocked(RockbedError, RuntimeError):
+    """Another process, or another PyStorage of this one, has the directory open."""
+
+    code = "store_locked"
+
+
+class StoreNotFound(RockbedError, FileNotFoundError):
+    """There is no store, or no checkpoint, at the path."""
+
+    code = "store_not_found"
+
+
+class StoreExists(RockbedError, FileExistsError):
+    """The path that was to be created is there already."""
+
+    code = "store_exists"
+
+
+class StorePathInvalid(RockbedError, NotADirectoryError):
+    """The path is a file, or a directory that holds something else than a store."""
+
+    code = "store_path_invalid"
+
+
+# --- the disk ---
+
+
+class StorePermission(RockbedError, PermissionError):
+    """The operating system refused access to the store's files."""
+
+    code = "store_permission"
+
+
+class StorageFull(RockbedError, OSError):
+    """The disk is full. The call was not applied; it can be repeated once there is room."""
+
+    code = "storage_full"
+
+
+class StorageFailed(RockbedError, OSError):
+    """The disk answered with another error than those above; the message holds it."""
+
+    code = "storage_failed"
+
+
+class StorageCorrupt(RockbedError, RuntimeError):
+    """Stored bytes are not what was written: a table, a record or the catalog."""
+
+    code = "storage_corrupt"
+
+
+class JournalCorrupt(StorageCorrupt):
+    """A journal entry that was written whole no longer matches its checksum."""
+
+    code = "journal_corrupt"
+
+
+class FormatTooNew(RockbedError, RuntimeError):
+    """The store was written by a newer Rockbed than this one."""
+
+    code = "format_too_new"
+
+
+def all_errors() -> dict[str, type[RockbedError]]:
+    """Code -> class, for every class of this module."""
+    found: dict[str, type[RockbedError]] = {}
+    todo: list[type[RockbedError]] = [RockbedError]
+    while todo:
+        cls = todo.pop()
+        found[cls.code] = cls
+        todo.extend(cls.__subclasses__())
+    return found

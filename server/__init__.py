@@ -1,0 +1,1 @@
+"""The engine behind an open store, and what operators do with one."""

@@ -1,0 +1,350 @@
+"""The store as a whole: groups, journal, write-back, recovery. No gRPC here; the daemon and the embedded client call
+it.
+
+Locks, in the order in which they are taken: `WriteBack.mutex`, groups' locks by ascending number, the journal's own.
+"""
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rockbed.config import GroupConfig, StoreConfig
+from rockbed.errors import (
+    BatchTooLarge,
+    DimMismatch,
+    GroupConflict,
+    ReadOnlyStorage,
+    StorageClosed,
+    UnknownGroup,
+)
+from rockbed.server import admission_files, opening, push
+from rockbed.server.clients import Clients
+from rockbed.server.group import SPACE_TRIES, Group, rules_of
+from rockbed.storage.catalog import Catalog
+from rockbed.storage.entries import Kind, Request, group_parts, push_parts
+from rockbed.storage.hot import Budget, NeedSpace
+from rockbed.storage.journal import Journal
+from rockbed.storage.writeback import WriteBack
+from rockbed.types import F32, I64
+
+
+def _close_at_exit(engine: "weakref.ref[Engine]") -> None:
+    found = engine()
+    if found is not None:
+        found.close()
+
+
+class Engine:
+    """An open store directory. Thread-safe. `clock` gives seconds since 1970 and is asked for every time that
+    matters.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], config: StoreConfig, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.directory = Path(directory)
+        self.config = config
+        self.groups: dict[int, Group] = {}
+        self.clients = Clients(config.client_window)
+        self.store_ttl_s = config.ttl_s
+        self.budget = Budget(config.memory_budget)
+        self._clock = clock
+        self._latest_ms = 0
+        self._opened_here: set[int] = set()  # groups that someone of this process has opened
+        self._groups_lock = threading.Lock()
+        self._closed = False
+        self._process = os.getpid()
+        self._background: Any = None
+        self.background_error: Exception | None = None
+        self.flushed_lsn = 0
+        self.lock = opening.lock(self.directory, config)
+        try:
+            # RocksDB reckons with the system's clock: under another one its TTL must not drop anything
+            rocksdb_ttl_s = int(-(-config.ttl_s // 1)) if clock is time.time else 0
+            self.files = opening.open_rows(self.directory, config, rocksdb_ttl_s)
+            try:
+                self.write_back = WriteBack(self.files)
+                self.journal = Journal(self.directory / "journal", fsync=config.fsync)
+                opening.recover(self)
+            except BaseException:
+                self.files.close()
+                raise
+        except BaseException:
+            self.lock.release()
+            raise
+        if not config.read_only:
+            from rockbed.server.background import Background
+
+            self._background = Background(self)
+        # left open until the interpreter ends, RocksDB's and our own threads would still be running while it is torn
+        # down
+        self._at_exit = partial(_close_at_exit, weakref.ref(self))
+        atexit.register(self._at_exit)
+
+    # --- what a group asks its host ---
+
+    def now_ms(self) -> int:
+        """The clock in milliseconds, held at its latest value where it goes backwards."""
+        self._latest_ms = max(self._latest_ms, int(self._clock() * 1000))
+        return self._latest_ms
+
+    def seen_time(self, time_ms: int) -> None:
+        """Let `now_ms` never be earlier than this."""
+        self._latest_ms = max(self._latest_ms, time_ms)
+
+    def last_lsn(self) -> int:
+        """The LSN of the newest journal entry."""
+        return self.journal.last_lsn
+
+    def make_space(self, need: NeedSpace) -> None:
+        """Write dirty rows back so that they can be evicted, or take memory from another group."""
+        with self.write_back.mutex:
+            group = next(g for g in self.groups.values() if g.table is need.table)
+            dirty = not self.config.read_only and self.write_back.write(group) > 0
+            if not dirty:
+                self._take_memory(group, need.rows)
+
+    def _take_memory(self, group: Group, rows: int) -> None:
+        others = [g for g in self.groups.values() if g is not group and g.table.high > 0]
+        wanted = (rows + group.table.count // 8) * group.table.row_bytes
+        for other in sorted(others, key=lambda g: -g.table.high * g.table.row_bytes):
+            if not self.config.read_only:
+                self.write_back.write(other)
+            with other.lock:
+                wanted -= other.table.give_way(-(-wanted // other.table.row_bytes)) * other.table.row_bytes
+            if wanted <= 0:
+                break
+
+    # --- groups ---
+
+    def open_group(self, config: GroupConfig) -> Group:
+        """Create the group, or open it as it is stored; settings that may change are changed, durably.
+
+        Raises GroupConflict where the stored rows do not fit the config, or where the group is open with another one.
+        """
+        self.check_open()
+        with self._groups_lock:
+            group = self.groups.get(config.group)
+            if group is None:
+                return self._create_group(config)
+            must_fit(group.config, config)
+            if group.config != config:
+                if config.group in self._opened_here:
+                    raise GroupConflict(
+                        f"group {config.group} is open in this process with other settings "
+                        f"({differences(group.config, config)}): "
+                        "open it once, or twice alike"
+                    )
+                self.must_be_writable("change the settings of a group")
+                with group.lock:
+                    self.journal.append(Kind.GROUP, self.now_ms(), group_parts(config.to_bytes()))
+                    group.change(config)
+            self._opened_here.add(config.group)
+            return group
+
+    def _create_group(self, config: GroupConfig) -> Group:
+        rules_of(config)
+        self.must_be_writable("create a group")
+        group = Group(config, self, on_disk=False)
+        self.journal.append(Kind.GROUP, self.now_ms(), group_parts(config.to_bytes()))
+        self.groups[config.group] = group
+        self._opened_here.add(config.group)
+        return group
+
+    def group(self, number: int) -> Group:
+        """Raises UnknownGroup."""
+        try:
+            return self.groups[number]
+        except KeyError:
+            known = ", ".join(map(str, sorted(self.groups))) or "none"
+            raise UnknownGroup(
+                f"group {number} does not exist in {self.directory} (known: {known}): open a PyEmbedding on it"
+            ) from None
+
+    # --- rows ---
+
+    def lookup(self, number: int, keys: I64, out: F32, *, train: bool) -> None:
+        """Fill out float32[n, dim] with the rows of keys int64[n]. See Group.lookup."""
+        self.check_open()
+        if train:
+            self.must_be_writable("look up with train=True (absent keys would get rows); pass train=False")
+        self.group(number).lookup(keys, out, train=train)
+
+    def apply_gradients(self, items: Sequence[tuple[int, I64, F32]], request: Request | None = None) -> bool:
+        """Apply gradients to one or several groups, all or nothing, durably before it returns.
+
+        items: (group, keys int64[n], gradients float32[n, dim]), a group at most once. Returns whether it was
+        applied: False for a request that had been applied before. Raises UnknownGroup, DimMismatch,
+        GradientNotFinite, BatchTooLarge, StorageFull and the disk's other errors; then nothing was applied.
+        """
+        self.check_open()
+        self.must_be_writable("apply gradients")
+        parts = [(self.group(number), keys, grads) for number, keys, grads in sorted(items, key=lambda item: item[0])]
+        for group, keys, grads in parts:
+            if grads.shape != (keys.size, group.config.dim):
+                raise DimMismatch(
+                    f"group {group.number} stores rows of dim {group.config.dim}, the gradients have shape "
+                    f"{grads.shape} for "
+                    f"{keys.size} keys: send float32[{keys.size}, {group.config.dim}] (dim is fixed when a group is "
+                    f"created)"
+                )
+            push.must_be_finite(group, keys, grads)
+        if self._background is not None:
+            self._background.wait_for_journal_room()
+        for _ in range(SPACE_TRIES):
+            ahead = [push.read_ahead(group, keys) for group, keys, _ in parts]
+            try:
+                return self._apply(parts, ahead, request)
+            except NeedSpace as need:
+                self.make_space(need)
+                last = need
+        size = last.table.row_bytes
+        raise BatchTooLarge(
+            f"the push needs {last.rows} more rows of {size} bytes in memory at once than "
+            f"memory_budget={self.config.memory_budget} has room "
+            "for: send smaller batches, or open the store with a larger memory_budget"
+        )
+
+    def _apply(self, parts: list[tuple[Group, I64, F32]], ahead: list[Any], request: Request | None) -> bool:
+        now_ms = self.now_ms()
+        prepared: list[push.Prepared] = []
+        done = False
+        with ExitStack() as locks:
+            for group, _, _ in parts:
+                locks.enter_context(group.lock)
+            if request is not None and self.clients.applied(request):
+                return False
+            try:
+                for (group, keys, grads), (fetched, left) in zip(parts, ahead, strict=True):
+                    prepared.append(push.prepare(group, keys, grads, fetched, left, now_ms))
+                sections = [p.section() for p in prepared if p.rows.size]
+                if sections or request is not None:
+                    lsn = self.journal.append(Kind.PUSH, now_ms, push_parts(request, sections))
+                done = True  # it is durable: from here on nothing may fail
+                for p, section in zip((p for p in prepared if p.rows.size), sections, strict=True):
+                    push.apply(
+                        p.group,
+                        p.rows,
+                        p.grads,
+                        sequential=section.sequential,
+                        step=section.step,
+                        now_ms=now_ms,
+                        lsn=lsn,
+                    )
+                if request is not None:
+                    self.clients.record(request)
+            finally:
+                for p in prepared:
+                    p.release(undo=not done)
+        return True
+
+    # --- durability ---
+
+    def flush(self) -> int:
+        """Write every dirty row to rows/ and trim the journal. Returns the LSN up to which rows/ holds everything."""
+        self.check_open()
+        self.must_be_writable("flush")
+        with self.write_back.mutex:
+            target = self.journal.last_lsn
+            self.journal.rotate()
+            for group in list(self.groups.values()):
+                self.write_back.write(group)
+            self.files.flush()
+            admission_files.save(self.directory / "admission", self.groups.values())
+            self.catalog(target).write(self.directory)
+            self.flushed_lsn = target
+            self.journal.trim(target)
+            return target
+
+    def catalog(self, flushed_lsn: int) -> Catalog:
+        """What the store is now, for a journal that is replayed from `flushed_lsn` on."""
+        groups = {number: group.snapshot() for number, group in sorted(self.groups.items())}
+        return Catalog(flushed_lsn, self._latest_ms, groups, self.clients.snapshot())
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep write-back, sweeper and eviction by write-back away: for work on rows/ as a whole."""
+        self.check_open()
+        with self.write_back.mutex:
+            yield
+
+    # --- end ---
+
+    def check_open(self) -> None:
+        """Raise StorageClosed."""
+        if self._closed:
+            raise StorageClosed(f"the storage of {self.directory} is closed: open another PyStorage")
+        if os.getpid() != self._process:
+            raise StorageClosed(
+                f"the storage of {self.directory} belongs to process {self._process}, this is {os.getpid()}: a "
+                f"store cannot be used "
+                "across fork(). Open it in the process that uses it (start workers with the 'spawn' method)"
+            )
+
+    def must_be_writable(self, doing: str) -> None:
+        """Raise ReadOnlyStorage."""
+        if self.config.read_only:
+            raise ReadOnlyStorage(f"{self.directory} is open with read_only=True and cannot {doing}")
+
+    def close(self) -> None:
+        """Flush, stop the background thread, let go of the directory. May be called twice."""
+        if self._closed or os.getpid() != self._process:
+            return
+        if self._background is not None:
+            self._background.stop()
+        try:
+            if (not self.config.read_only and self.journal.last_lsn > self.flushed_lsn) or self._has_dirty_rows():
+                self.flush()
+        finally:
+            self._closed = True
+            try:
+                self.journal.close()
+            finally:
+                self.files.close()
+                self.groups.clear()
+                self.lock.release()
+                atexit.unregister(self._at_exit)
+
+    def _has_dirty_rows(self) -> bool:
+        return not self.config.read_only and any(g.table.dirty_count() for g in self.groups.values())
+
+
+def must_fit(stored: GroupConfig, asked: GroupConfig) -> None:
+    """Raise GroupConflict where `asked` cannot use the rows that `stored` made."""
+    problems = []
+    if stored.dim != asked.dim:
+        raise DimMismatch(
+            f"group {stored.group} stores rows of dim {stored.dim}, dim {asked.dim} was asked for: open it with "
+            f"dim={stored.dim}, "
+            "or use another group (dim is fixed when a group is created)"
+        )
+    old, new = rules_of(stored)[0], rules_of(asked)[0]
+    if (old.name, old.slots(stored.dim)) != (new.name, new.slots(stored.dim)):
+        problems.append(
+            f"its rows hold the slots of optimizer {old.name!r} {old.slots(stored.dim)}, not of {new.name!r} "
+            f"{new.slots(stored.dim)}"
+        )
+    if stored.initializer != asked.initializer:
+        problems.append(f"its rows begin by initializer {stored.initializer}, not {asked.initializer}")
+    if stored.seed != asked.seed:
+        problems.append(f"its seed is {stored.seed}, not {asked.seed}")
+    if problems:
+        raise GroupConflict(
+            f"group {stored.group}: "
+            + "; ".join(problems)
+            + ". These are fixed when a group is created: open it with what is stored, "
+            "or use another group"
+        )
+
+
+def differences(stored: GroupConfig, asked: GroupConfig) -> str:
+    """The settings that differ, old and new."""
+    old, new = stored.to_json(), asked.to_json()
+    return ", ".join(f"{name} {old[name]!r} / {new[name]!r}" for name in old if old[name] != new[name])

@@ -1,0 +1,369 @@
+"""One group at work: its rows in memory and on disk, found, created and expired by one set of rules.
+
+Methods whose name begins with `_` and those that say so expect `lock` to be held. Disk reads happen outside it.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from rockbed.config import GroupConfig
+from rockbed.errors import BatchTooLarge, FormatTooNew, StorageCorrupt
+from rockbed.optimizers.base import Optimizer, make_optimizer
+from rockbed.optimizers.initializers import Initializer, make_initializer
+from rockbed.optimizers.schedules import Schedule, make_schedule
+from rockbed.server.admission import Admission, make_admission
+from rockbed.storage import hot_kernels as k
+from rockbed.storage.hot import Budget, HotTable, NeedSpace
+from rockbed.storage.record import FLAG_FRESH, RECORD_VERSION, disk_order, encode_keys, headers_of, record_bytes
+from rockbed.storage.rows import RowFiles
+from rockbed.types import F32, I64, U8, Bool
+
+_PIECE_ROWS = 16_384  # absent keys that a lookup deals with at a time
+SPACE_TRIES = 8  # a call gives up when making room that often was not enough
+
+
+class Host(Protocol):
+    """What a group needs of the store it lives in."""
+
+    files: RowFiles
+    budget: Budget
+    store_ttl_s: float
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970; never goes backwards."""
+
+    def last_lsn(self) -> int:
+        """The LSN of the newest journal entry."""
+
+    def make_space(self, need: NeedSpace) -> None:
+        """Write back, or take memory from another group. Called without any group's lock."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened in a group since the store was opened; `rows` is kept from one opening to the next."""
+
+    rows: int = 0  # rows created and not removed, expired ones included until they are swept
+    lookup_keys: int = 0
+    memory_hits: int = 0
+    disk_hits: int = 0
+    inserts: int = 0
+    misses: int = 0  # lookups without training that found no row
+    not_admitted: int = 0  # occurrences in training lookups that were given the value for unadmitted keys
+    expired: int = 0  # rows found expired, or swept
+    removed: int = 0  # rows that shrink removed
+    push_keys: int = 0
+    updates: int = 0  # rows updated, once a push
+    skipped_absent: int = 0  # gradients dropped because their key had no row
+    skipped_unadmitted: int = 0
+    skipped_not_finite: int = 0
+
+
+@dataclass(slots=True)
+class Fetched:
+    """Rows read from disk. keys: int64[n], asked for; found: int64[m], positions in keys; records: uint8[m, size]."""
+
+    keys: I64
+    found: I64
+    records: U8
+
+
+def rules_of(config: GroupConfig) -> tuple[Optimizer, Schedule | None, Initializer]:
+    """Build what a config names. Raises UnknownName, InvalidConfig."""
+
+    def build(make: Callable[..., Any], named: dict[str, Any]) -> Any:
+        return make(named["name"], **{key: value for key, value in named.items() if key != "name"})
+
+    schedule = None if config.schedule is None else build(make_schedule, config.schedule)
+    return build(make_optimizer, config.optimizer), schedule, build(make_initializer, config.initializer)
+
+
+class Group:
+    """A group's rows. `table` is its hot tier; rows/ holds what was written back."""
+
+    def __init__(self, config: GroupConfig, host: Host, *, on_disk: bool) -> None:
+        self.number = config.group
+        self.lock = threading.RLock()
+        self.counters = Counters()
+        self._host = host
+        self.optimizer, self.schedule, self.initializer = rules_of(config)
+        self.config = config
+        self.table = HotTable(config.dim, self.optimizer.state_width(config.dim), host.budget)
+        self.record_bytes = record_bytes(self.table.width)
+        self.initial_state: F32 = self.optimizer.initial_state(config.dim)
+        self.admission: Admission | None = self._make_admission(config)
+        self.global_step = 0
+        self._on_disk = on_disk
+
+    def _make_admission(self, config: GroupConfig) -> Admission | None:
+        return make_admission(config.admission, group=config.group, seed=config.seed) if config.admission else None
+
+    def change(self, config: GroupConfig) -> None:
+        """Take another config of the same kind (checked by the engine). With the lock held."""
+        self.optimizer, self.schedule, self.initializer = rules_of(config)
+        self.initial_state = self.optimizer.initial_state(config.dim)
+        if config.admission != self.config.admission:
+            self.admission = self._make_admission(config)
+        self.config = config
+
+    # --- time ---
+
+    @property
+    def ttl_ms(self) -> int:
+        """Milliseconds that a row lives after it was last written; 0 = for ever."""
+        ttl_s = self._host.store_ttl_s if self.config.ttl_s is None else self.config.ttl_s
+        return round(ttl_s * 1000)
+
+    def expires(self) -> bool:
+        """Whether RocksDB may drop the group's rows by the store's own TTL."""
+        # a group that lives longer than the store's TTL is left to the sweeper
+        return 0 < self.ttl_ms <= round(self._host.store_ttl_s * 1000)
+
+    def oldest_ms(self, now_ms: int) -> int:
+        """A row last written at this time or before is expired: now - update_time >= ttl."""
+        return now_ms - self.ttl_ms if self.ttl_ms else -(2**62)
+
+    def _expire(self, keys: I64, rows: I64, now_ms: int, *, restart: bool) -> int:
+        """Deal with found rows that have expired: begin their life anew, or treat them as absent (rows[i] = -1).
+
+        Returns how many positions became absent.
+        """
+        if not self.ttl_ms:
+            return 0
+        positions = np.empty(rows.shape[0], np.int64)
+        count = k.expired(self.table.header, rows, self.oldest_ms(now_ms), positions)
+        if not count:
+            return 0
+        positions = positions[:count]
+        if not restart:
+            rows[positions] = -1
+            return int(count)
+        distinct, first = np.unique(rows[positions], return_index=True)
+        self._begin(keys[positions][first], distinct, now_ms, self._host.last_lsn())
+        self.counters.expired += distinct.size
+        return 0
+
+    def _begin(self, keys: I64, rows: I64, now_ms: int, lsn: int) -> None:
+        self.table.start(keys, rows, self.initial_state, now_ms, lsn)
+        self.initializer.fill(self.table.data, rows, keys, self.config.dim, self.config.seed, self.number)
+
+    # --- disk ---
+
+    @property
+    def may_be_on_disk(self) -> bool:
+        """Whether a row that is not in memory can be in rows/. A new group that never evicted has them all in
+        memory."""
+        return self._on_disk or self.table.evictions > 0
+
+    def fetch(self, keys: I64) -> Fetched:
+        """Read rows from disk, in its order. keys: int64[n], distinct. Needs no lock.
+
+        Raises StorageCorrupt, FormatTooNew where a record is not what the group's config says.
+        """
+        if not self.may_be_on_disk or keys.size == 0:
+            return Fetched(keys, np.empty(0, np.int64), np.empty((0, self.record_bytes), np.uint8))
+        order = disk_order(keys)
+        found, records = self._host.files.get(encode_keys(self.number, keys[order]), self.record_bytes)
+        found = order[found]
+        self.check_records(records, keys[found])
+        return Fetched(keys, found, records)
+
+    def check_records(self, records: U8, keys: I64) -> None:
+        """Raise unless each record is one of this group, with this dim and key. Needs no lock."""
+        heads = headers_of(records)
+        if (heads["version"] > RECORD_VERSION).any():
+            raise FormatTooNew(
+                f"group {self.number}: records of format {heads['version'].max()}, this Rockbed reads up to "
+                f"{RECORD_VERSION}: "
+                "open the store with a newer Rockbed"
+            )
+        wrong = (heads["group"] != self.number) | (heads["dim"] != self.config.dim) | (heads["key"] != keys)
+        if wrong.any():
+            i = int(np.flatnonzero(wrong)[0])
+            raise StorageCorrupt(
+                f"group {self.number}, key {keys[i]}: its record says group {heads['group'][i]}, key "
+                f"{heads['key'][i]}, "
+                f"dim {heads['dim'][i]} instead of {self.config.dim}. The store is damaged: restore a checkpoint"
+            )
+
+    # --- rows for keys that are not in memory ---
+
+    def place(self, fetched: Fetched, create: Bool, now_ms: int, flags: int = 0) -> tuple[I64, I64]:
+        """The row of each key: as another thread placed it, loaded from disk, created where `create`, or -1.
+
+        fetched.keys: distinct. flags: put on the rows. With the lock held. Raises NeedSpace, with nothing changed.
+        Returns the rows, int64[n], and the positions of keys whose row was created, int64[m].
+        """
+        table, keys = self.table, fetched.keys
+        rows, _ = table.find(keys, k.TOUCHED | k.PINNED | flags)  # pinned: making room must not evict them
+        held = rows[rows >= 0]
+        try:
+            absent = rows < 0
+            alive = headers_of(fetched.records)["update_time"] > self.oldest_ms(now_ms)
+            load = fetched.found[alive & absent[fetched.found]]
+            make = absent & create
+            make[load] = False
+            made = np.flatnonzero(make)
+            table.ensure_room(load.size + made.size)
+        except BaseException:
+            k.change_flags(table.flags, held, k.PINNED, 0)
+            raise
+        k.change_flags(table.flags, held, k.PINNED & ~flags, 0)
+        self._expire_placed(keys, rows, create, now_ms)
+        if load.size:
+            records = fetched.records[alive & absent[fetched.found]]
+            rows[load] = table.allocate(keys[load], flags)
+            table.load(records, rows[load], (headers_of(records)["flags"] & FLAG_FRESH).astype(np.uint8))
+            self.counters.disk_hits += load.size
+        if made.size:
+            rows[made] = table.allocate(keys[made], flags)
+            self._begin(keys[made], rows[made], now_ms, self._host.last_lsn())
+            stale = np.zeros(keys.size, np.bool_)
+            stale[fetched.found[~alive]] = True
+            made = made[~stale[made]]
+            self.counters.expired += int((stale & make).sum())
+            self.counters.inserts += made.size
+            self.counters.rows += made.size
+        return rows, made
+
+    def _expire_placed(self, keys: I64, rows: I64, create: Bool, now_ms: int) -> None:
+        old = np.flatnonzero(rows >= 0) if self.ttl_ms else np.empty(0, np.int64)
+        for restart in (True, False):
+            part = old[create[old] == restart]
+            if part.size:
+                found = rows[part]
+                self._expire(keys[part], found, now_ms, restart=restart)
+                rows[part] = found
+
+    def refetched(self, fetched: Fetched, left: int) -> Fetched:
+        """What was fetched while `table.left` was `left`, read again if rows have left memory since. With the lock
+        held.
+        """
+        return fetched if self.table.left == left else self.fetch(fetched.keys)
+
+    # --- lookup ---
+
+    def lookup(self, keys: I64, out: F32, *, train: bool) -> None:
+        """Fill out[i] with the weights of keys[i]. keys: int64[n]; out: float32[n, dim], C-contiguous. Takes the lock.
+
+        train: absent keys get a row (if admitted), occurrences count, the TTL is renewed if the group says so.
+        """
+        now_ms = self._host.now_ms()
+        with self.lock:
+            rows, missing = self.table.find(keys)
+            missing += self._hide_padding(keys, rows)
+            missing += self._expire(keys, rows, now_ms, restart=train)
+            if train and self.config.refresh == "lookup":
+                k.touch_time(self.table.header, self.table.flags, rows, now_ms)
+            self.table.gather(rows, out, 0.0)
+            left = self.table.left
+        self.counters.lookup_keys += keys.size
+        self.counters.memory_hits += keys.size - missing
+        if missing:
+            positions = self._not_padding(keys, np.flatnonzero(rows < 0))
+            distinct, inverse, counts = np.unique(keys[positions], return_inverse=True, return_counts=True)
+            weights = np.empty((distinct.size, self.config.dim), np.float32)
+            # rows of a piece all fit in memory together, and what is read from disk for it stays small
+            step = min(max(32, self.table.capacity // 4), _PIECE_ROWS)
+            for start in range(0, distinct.size, step):
+                piece = slice(start, start + step)
+                self._lookup_absent(distinct[piece], counts[piece], weights[piece], now_ms, left, train=train)
+            out[positions] = weights[inverse]
+
+    @property
+    def _padding_bits(self) -> int | None:
+        padding = self.config.padding_key
+        return padding if padding is None or padding < 2**63 else padding - 2**64
+
+    def _not_padding(self, keys: I64, positions: I64) -> I64:
+        padding = self._padding_bits
+        if padding is None:
+            return positions
+        kept: I64 = positions[keys[positions] != padding]
+        return kept
+
+    def _hide_padding(self, keys: I64, rows: I64) -> int:
+        # a key may have a row from the time before it became the padding key. Returns how many positions were hidden
+        padding = self._padding_bits
+        if padding is None:
+            return 0
+        hidden = (keys == padding) & (rows >= 0)
+        rows[hidden] = -1
+        return int(hidden.sum())
+
+    def _lookup_absent(self, keys: I64, counts: I64, out: F32, now_ms: int, left: int, *, train: bool) -> None:
+        # keys: int64[n], distinct, not in memory a moment ago. Takes the lock.
+        fetched = self.fetch(keys)
+        create: Bool | None = None
+        for attempt in range(SPACE_TRIES + 1):
+            try:
+                with self.lock:
+                    fetched = self.refetched(fetched, left)
+                    if create is None:
+                        create = self._admit(fetched, counts, now_ms) if train else np.zeros(keys.size, np.bool_)
+                    rows, _ = self.place(fetched, create, now_ms)
+                    if train and self.config.refresh == "lookup":
+                        k.touch_time(self.table.header, self.table.flags, rows, now_ms)
+                    self.table.gather(rows, out, 0.0)
+                    break
+            except NeedSpace as need:
+                if attempt == SPACE_TRIES:
+                    raise BatchTooLarge(
+                        f"group {self.number}: {need.rows} rows more do not fit into the memory budget"
+                    ) from None
+                self._host.make_space(need)
+                with self.lock:
+                    left = self.table.left - 1  # whatever was fetched may be stale by now
+        nothing = np.flatnonzero(rows < 0)
+        if nothing.size:
+            self._fill_absent(
+                keys[nothing], out, nothing, self.config.unadmitted_value if train else self.config.miss_value
+            )
+            if train:
+                self.counters.not_admitted += int(counts[nothing].sum())
+            else:
+                self.counters.misses += int(counts[nothing].sum())
+
+    def _admit(self, fetched: Fetched, counts: I64, now_ms: int) -> Bool:
+        """Which keys may get a row; counts the occurrences of those that have none."""
+        create = np.ones(fetched.keys.size, np.bool_)
+        if self.admission is None:
+            return create
+        has_row = self.table.find(fetched.keys)[0] >= 0
+        alive = headers_of(fetched.records)["update_time"] > self.oldest_ms(now_ms)
+        has_row[fetched.found[alive]] = True
+        new = np.flatnonzero(~has_row)
+        create[new] = self.admission.admit(fetched.keys[new], counts[new])
+        return create
+
+    def _fill_absent(self, keys: I64, out: F32, positions: I64, value: float | str) -> None:
+        if value == "initializer":
+            rows = np.empty((keys.size, self.config.dim), np.float32)
+            self.initializer.fill(rows, np.arange(keys.size), keys, self.config.dim, self.config.seed, self.number)
+            out[positions] = rows
+        else:
+            out[positions] = np.float32(value)
+
+    # --- what the store keeps of a group ---
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the catalog holds of the group."""
+        return {"config": self.config.to_json(), "rows": self.counters.rows, "global_step": self.global_step}
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters and sizes. With the lock held."""
+        table = self.table
+        return {
+            "dim": self.config.dim,
+            "optimizer": self.config.optimizer["name"],
+            **asdict(self.counters),
+            "memory_rows": table.count,
+            "memory_bytes": table.memory_bytes(),
+            "dirty_rows": table.dirty_count(),
+            "evictions": table.evictions,
+            "admission_bytes": self.admission.memory_bytes() if self.admission else 0,
+        }

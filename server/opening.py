@@ -1,0 +1,159 @@
+"""Opening a store: the lock, the directories, the catalog, and the replay of what the journal holds beyond it."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rockbed.config import GroupConfig, StoreConfig
+from rockbed.errors import BatchTooLarge, JournalCorrupt, StorageCorrupt, StoreNotFound, StorePathInvalid
+from rockbed.server import admission_files, push, removal
+from rockbed.server.group import SPACE_TRIES, Group
+from rockbed.storage.catalog import Catalog
+from rockbed.storage.checkpoint import PARTS, is_store
+from rockbed.storage.entries import Kind, read_delete, read_group, read_push
+from rockbed.storage.files import DirectoryLock, os_errors
+from rockbed.storage.hot import NeedSpace
+from rockbed.storage.journal import Entry, Journal, read_segment, set_aside, truncate
+from rockbed.storage.rows import RowFiles
+
+if TYPE_CHECKING:
+    from rockbed.server.engine import Engine
+
+_OWN = {"LOCK", *PARTS}
+
+
+def lock(directory: Path, config: StoreConfig) -> DirectoryLock:
+    """Lock the directory, creating it where it is new. Raises StorePathInvalid, StoreNotFound, StoreLocked,
+    StorePermission.
+    """
+    with os_errors(f"opening {directory}"):
+        if directory.exists() and not directory.is_dir():
+            raise StorePathInvalid(f"{directory} is a file: give PyStorage the path of a directory")
+        new = not directory.exists() or not any(directory.iterdir())
+        if config.read_only and new:
+            raise StoreNotFound(f"{directory} holds no store and read_only=True does not make one: check the path")
+        if not new and not is_store(directory):
+            strange = sorted(p.name for p in directory.iterdir() if p.name not in _OWN and p.name != "catalog.json.new")
+            if strange:
+                raise StorePathInvalid(
+                    f"{directory} is no store and not empty (it holds {', '.join(strange[:3])}): give PyStorage a "
+                    f"new directory"
+                )
+            if any((directory / part).is_dir() and any((directory / part).iterdir()) for part in PARTS):
+                raise StorageCorrupt(
+                    f"{directory} has rows or a journal, but its catalog.json is missing: restore a checkpoint"
+                )
+        if not config.read_only:
+            directory.mkdir(parents=True, exist_ok=True)
+    held = DirectoryLock(directory, shared=config.read_only)
+    try:
+        if not config.read_only:
+            with os_errors(f"preparing {directory}"):
+                for part in PARTS:
+                    (directory / part).mkdir(exist_ok=True)
+            if not is_store(directory):
+                Catalog().write(directory)
+        return held
+    except BaseException:
+        held.release()
+        raise
+
+
+def open_rows(directory: Path, config: StoreConfig, rocksdb_ttl_s: int) -> RowFiles:
+    """Open rows/. Raises StorageCorrupt, StoreLocked and the disk's errors."""
+    # read first: the catalog of a newer format says so more clearly than RocksDB could
+    Catalog.read(directory)
+    return RowFiles(
+        directory / "rows", ttl_s=rocksdb_ttl_s, cache_bytes=config.block_cache_bytes, read_only=config.read_only
+    )
+
+
+def recover(engine: "Engine") -> None:
+    """Bring groups, clients and rows to the state of the last acknowledged change. Raises JournalCorrupt."""
+    catalog = Catalog.read(engine.directory)
+    engine.flushed_lsn = catalog.flushed_lsn
+    engine.seen_time(catalog.clock_ms)
+    engine.clients.load(catalog.clients)
+    for number, stored in catalog.groups.items():
+        group = Group(GroupConfig.from_json(stored["config"]), engine, on_disk=engine.files.has_any(number))
+        group.counters.rows = stored["rows"]
+        group.global_step = stored["global_step"]
+        engine.groups[number] = group
+    admission_files.load(engine.directory / "admission", engine.groups.values())
+    last_lsn = _replay(engine, catalog.flushed_lsn)
+    if engine.config.read_only:
+        engine.journal.last_lsn = last_lsn
+    else:
+        engine.journal.open_for_append(last_lsn)
+
+
+def _replay(engine: "Engine", flushed_lsn: int) -> int:
+    segments = Journal.files(engine.directory / "journal")
+    last = flushed_lsn
+    for i, (first, path) in enumerate(segments):
+        if i + 1 < len(segments) and segments[i + 1][0] <= flushed_lsn + 1:
+            continue
+        if first > last + 1:
+            raise JournalCorrupt(
+                f"the journal of {engine.directory} lacks the entries {last + 1} to {first - 1} (before "
+                f"{path.name}). Nothing was "
+                "changed; restore a checkpoint with PyStorage.restore"
+            )
+        end = 0
+        try:
+            for end, entry in read_segment(path, last=i + 1 == len(segments)):  # noqa: B007 - used after the loop
+                if entry.lsn > last:
+                    apply_entry(engine, entry)
+                    last = entry.lsn
+        except JournalCorrupt:
+            if not engine.config.repair:
+                raise
+            set_aside(engine.directory / "journal", path, end, [p for _, p in segments[i + 1 :]])
+            return last
+        if i + 1 == len(segments) and not engine.config.read_only:
+            truncate(path, end)
+    return last
+
+
+def apply_entry(engine: "Engine", entry: Entry) -> None:
+    """Apply one journal entry to the rows that have not seen it."""
+    engine.seen_time(entry.time_ms)
+    engine.journal.last_lsn = entry.lsn
+    if entry.kind == Kind.PUSH:
+        request, sections = read_push(entry.payload)
+        for section in sections:
+            replay = partial(push.replay, engine.group(section.group), section, entry.time_ms, entry.lsn)
+            _with_space(engine, replay)
+        if request is not None:
+            engine.clients.record(request)
+    elif entry.kind == Kind.DELETE:
+        _, number, keys, _ = read_delete(entry.payload)
+        removal.replay(engine, engine.group(number), np.array(keys), entry.lsn)
+    elif entry.kind == Kind.GROUP:
+        config = GroupConfig.from_json(json.loads(read_group(entry.payload)))
+        if config.group in engine.groups:
+            engine.groups[config.group].change(config)
+        else:
+            engine.groups[config.group] = Group(config, engine, on_disk=engine.files.has_any(config.group))
+    else:
+        raise StorageCorrupt(
+            f"journal entry {entry.lsn} is of kind {entry.kind}, which this Rockbed does not know: open it with a "
+            f"newer one"
+        )
+
+
+def _with_space(engine: "Engine", call: Callable[[], None]) -> None:
+    for _ in range(SPACE_TRIES):
+        try:
+            return call()
+        except NeedSpace as need:
+            engine.make_space(need)
+    raise BatchTooLarge(
+        f"the journal of {engine.directory} cannot be replayed within memory_budget={engine.config.memory_budget}: "
+        f"open it with a larger one"
+        + (" (read_only keeps all replayed rows in memory)" if engine.config.read_only else "")
+    )

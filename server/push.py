@@ -1,0 +1,234 @@
+"""A push, in the two halves between which the journal is written: `prepare` can fail and undo, `apply` cannot fail.
+
+`replay` does the same from a journal entry: it brings the rows, skips those that have seen the entry, and applies.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rockbed.errors import GradientNotFinite
+from rockbed.server.group import Fetched, Group
+from rockbed.storage import hot_kernels as k
+from rockbed.storage.entries import Section
+from rockbed.types import F32, I64
+
+_BEFORE_ALL = -(2**61)  # a time at which no row has expired
+
+
+def must_be_finite(group: Group, keys: I64, grads: F32) -> None:
+    """Raise GradientNotFinite if the group rejects such gradients and there is one. grads: float32[n, dim]."""
+    if group.config.not_finite == "reject":
+        bad = group._not_padding(keys, not_finite_rows(grads))
+        if bad.size:
+            row = grads[bad[0]]
+            raise GradientNotFinite(
+                f"group {group.number}: {bad.size} of {len(keys)} gradients hold NaN or Inf, the first for key "
+                f"{keys[bad[0]]} "
+                f"({row[~np.isfinite(row)][0]}). Nothing was applied; mend the loss, or open the group with "
+                f"not_finite='skip_row'"
+            )
+
+
+def not_finite_rows(grads: F32) -> I64:
+    """The rows of float32[n, dim] that hold NaN or Inf: int64[m]."""
+    found = np.empty(grads.shape[0], np.int64)
+    return found[: k.not_finite(grads.view(np.int32), found)]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A group's share of a push, validated, with its rows pinned in memory.
+
+    rows: int64[m], distinct unless `sequential`; grads: float32[m, dim]; pinned, created: rows to let go of, or undo.
+    """
+
+    group: Group
+    rows: I64
+    keys: I64
+    grads: F32
+    pinned: I64
+    created: I64
+
+    def section(self) -> Section:
+        """What the journal says about it."""
+        group = self.group
+        fresh = np.where(group.table.flags[self.rows] & k.FRESH, 1, 0).astype(np.uint8)
+        config = group.config
+        step = group.global_step if config.step == "global" else -1
+        return Section(group.number, self.keys, fresh, self.grads, config.duplicates == "sequential", step)
+
+    def release(self, *, undo: bool) -> None:
+        """Let the rows be evicted again; with `undo`, forget those that were created for this push."""
+        group = self.group
+        k.change_flags(group.table.flags, self.pinned, k.PINNED, 0)
+        if undo and self.created.size:
+            group.table.remove(self.created)
+            group.counters.rows -= self.created.size
+            group.counters.inserts -= self.created.size
+
+
+def read_ahead(group: Group, keys: I64) -> tuple[Fetched, int]:
+    """Read from disk, before the locks are taken, what a push needs. Returns it with `table.left` of before."""
+    absent = np.empty(0, np.int64)
+    with group.lock:
+        left = group.table.left
+        if group.may_be_on_disk:
+            rows, missing = group.table.find(keys)
+            if missing:
+                absent = np.unique(keys[group._not_padding(keys, np.flatnonzero(rows < 0))])
+    return group.fetch(absent), left
+
+
+def prepare(group: Group, keys: I64, grads: F32, ahead: Fetched, left: int, now_ms: int) -> Prepared:
+    """Find or create the row of each key, pin it, and sum the gradients of repeated keys. With the lock held.
+
+    keys: int64[n]; grads: float32[n, dim]. ahead: rows read from disk while table.left was `left`.
+    Raises NeedSpace, GradientNotFinite; then nothing is pinned or created.
+    """
+    config, table, counters = group.config, group.table, group.counters
+    rows, missing = table.find(keys, k.TOUCHED | k.PINNED)
+    pinned = rows.copy()  # of `rows`, those that turn out expired or padding become -1
+    created = np.empty(0, np.int64)
+    try:
+        missing += group._hide_padding(keys, rows)
+        missing += group._expire(keys, rows, now_ms, restart=config.absent == "init")
+        if missing:
+            rows, created = _place(group, keys, rows, ahead, left, now_ms)
+            pinned = np.concatenate([pinned, rows])
+        prepared = _combine(group, keys, rows, grads)
+        prepared.pinned, prepared.created = pinned[pinned >= 0], created
+    except BaseException:
+        Prepared(group, rows, keys, grads, np.concatenate([pinned[pinned >= 0], created]), created).release(undo=True)
+        raise
+    counters.push_keys += keys.size
+    return prepared
+
+
+def _place(group: Group, keys: I64, rows: I64, ahead: Fetched, left: int, now_ms: int) -> tuple[I64, I64]:
+    config, counters = group.config, group.counters
+    positions = group._not_padding(keys, np.flatnonzero(rows < 0))
+    distinct, inverse = np.unique(keys[positions], return_inverse=True)
+    fetched = ahead if np.array_equal(distinct, ahead.keys) and group.table.left == left else group.fetch(distinct)
+    create = np.full(distinct.size, config.absent == "init")
+    if group.admission is not None:
+        create &= group.admission.is_admitted(distinct)
+    placed, made = group.place(fetched, create, now_ms, k.PINNED)
+    rows = rows.copy()
+    rows[positions] = placed[inverse]
+    dropped = int((rows[positions] < 0).sum())
+    if config.absent == "skip":
+        counters.skipped_absent += dropped
+    else:
+        counters.skipped_unadmitted += dropped
+    return rows, placed[made]
+
+
+def _combine(group: Group, keys: I64, rows: I64, grads: F32) -> Prepared:
+    none = np.empty(0, np.int64)
+    if group.config.duplicates == "sequential":
+        keep = rows >= 0
+        if group.config.not_finite == "skip_row":
+            bad = not_finite_rows(grads)
+            group.counters.skipped_not_finite += int(keep[bad].sum())
+            keep[bad] = False
+        if not keep.all():
+            rows, keys, grads = rows[keep], keys[keep], grads[keep]
+        return Prepared(group, rows, keys, grads, none, none)
+    first = np.empty(rows.size, np.int64)
+    inverse = np.empty(rows.size, np.int64)
+    count = k.distinct(rows, group.table.mark, first, inverse)
+    if count < rows.size:
+        sums = np.empty((count, group.config.dim), np.float32)
+        k.sum_by(grads, inverse, first, sums)
+        rows, keys, grads = rows[first[:count]], keys[first[:count]], sums
+        must_be_finite(group, keys, grads)  # finite gradients can have an infinite sum
+    if group.config.not_finite == "skip_row":
+        bad = not_finite_rows(grads)
+        if bad.size:
+            group.counters.skipped_not_finite += bad.size
+            good = np.ones(rows.size, np.bool_)
+            good[bad] = False
+            rows, keys, grads = rows[good], keys[good], grads[good]
+    return Prepared(group, rows, keys, grads, none, none)
+
+
+# --- after the journal ---
+
+
+def apply(group: Group, rows: I64, grads: F32, *, sequential: bool, step: int, now_ms: int, lsn: int) -> None:
+    """Update rows. sequential: rows may repeat and are updated in order; otherwise they are distinct. With the lock
+    held.
+
+    step: the global step, or -1 for each row's own.
+    """
+    if sequential and rows.size:
+        first, inverse, rank = (np.empty(rows.size, np.int64) for _ in range(3))
+        count = k.distinct(rows, group.table.mark, first, inverse)
+        rounds = k.occurrence(inverse, count, rank)
+        for turn in range(rounds):
+            at = np.flatnonzero(rank == turn)
+            _update(group, rows[at], grads[at], step, now_ms, lsn)
+    elif rows.size:
+        _update(group, rows, grads, step, now_ms, lsn)
+
+
+def _update(group: Group, rows: I64, grads: F32, step: int, now_ms: int, lsn: int) -> None:
+    config, table = group.config, group.table
+    steps = np.empty(rows.size, np.int64)
+    k.stamp(table.header, table.flags, rows, now_ms, lsn, steps)
+    if step >= 0:
+        steps[:] = step
+    if group.schedule is None:
+        rates = np.full(rows.size, group.optimizer.lr, np.float32)
+    else:
+        rates = group.schedule.rate(group.optimizer.lr, steps - 1).astype(np.float32)
+    if config.clip_value is not None:
+        limit = np.float32(config.clip_value)
+        grads = np.clip(grads, -limit, limit)
+    if config.clip_norm is not None:
+        grads = grads.copy()
+        k.clip_norm(grads, config.clip_norm)
+    group.optimizer.apply(table.data, rows, np.ascontiguousarray(grads), rates, steps)
+    if config.weight_min is not None or config.weight_max is not None:
+        low = -np.inf if config.weight_min is None else config.weight_min
+        high = np.inf if config.weight_max is None else config.weight_max
+        k.bound_weights(table.data, rows, config.dim, np.float32(low), np.float32(high))
+    group.counters.updates += rows.size
+
+
+# --- from the journal ---
+
+
+def replay(group: Group, section: Section, now_ms: int, lsn: int) -> None:
+    """Apply a journal entry's section to the rows that have not seen it. Takes the lock. Raises NeedSpace."""
+    with group.lock:
+        keys, table = np.array(section.keys), group.table  # a copy: kernels are compiled for writable arrays only
+        rows, missing = table.find(keys, k.TOUCHED | k.PINNED)
+        pinned = rows
+        try:
+            if missing:
+                rows = _place_for_replay(group, keys, rows, lsn)
+                pinned = rows
+            unseen = table.header[rows, 3] < lsn
+            begin = unseen & (section.fresh != 0)
+            restart, at = np.unique(rows[begin], return_index=True)
+            if restart.size:
+                group._begin(keys[begin][at], restart, now_ms, lsn - 1)
+            grads = np.ascontiguousarray(section.grads[unseen])
+            sequential, step = section.sequential, section.step
+            apply(group, rows[unseen], grads, sequential=sequential, step=step, now_ms=now_ms, lsn=lsn)
+        finally:
+            k.change_flags(table.flags, pinned, k.PINNED, 0)
+        group.global_step = max(group.global_step, section.step)
+
+
+def _place_for_replay(group: Group, keys: I64, rows: I64, lsn: int) -> I64:
+    positions = np.flatnonzero(rows < 0)
+    distinct, inverse = np.unique(keys[positions], return_inverse=True)
+    # expiry was decided when the entry was written (its `fresh` flags): whatever is on disk is taken as it is
+    placed, made = group.place(group.fetch(distinct), np.ones(distinct.size, np.bool_), _BEFORE_ALL, k.PINNED)
+    group.table.header[placed[made], 3] = lsn - 1
+    rows = rows.copy()
+    rows[positions] = placed[inverse]
+    return rows

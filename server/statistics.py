@@ -1,0 +1,35 @@
+"""What `stats()` says."""
+
+from typing import TYPE_CHECKING, Any
+
+from rockbed.storage.hot import HotTable
+
+if TYPE_CHECKING:
+    from rockbed.server.engine import Engine
+
+
+def collect(engine: "Engine") -> dict[str, Any]:
+    """See docs/operations.md for the meaning of every name."""
+    engine.check_open()
+    groups: dict[int, dict[str, Any]] = {}
+    tables: list[HotTable] = []
+    for number, group in sorted(engine.groups.items()):
+        with group.lock:
+            groups[number] = group.statistics()
+        tables.append(group.table)
+    error = engine.background_error
+    return {
+        "path": str(engine.directory),
+        "rows": sum(g["rows"] for g in groups.values()),
+        "memory_rows": sum(t.count for t in tables),
+        "memory_bytes": sum(t.memory_bytes() for t in tables),
+        "memory_budget": engine.config.memory_budget,
+        "dirty_rows": sum(g["dirty_rows"] for g in groups.values()),
+        "last_lsn": engine.journal.last_lsn,
+        "flushed_lsn": engine.flushed_lsn,
+        "journal_bytes": engine.journal.total_bytes,
+        "rows_written_back": engine.write_back.rows_written,
+        "background_error": None if error is None else str(error),
+        **engine.files.statistics(),
+        "groups": groups,
+    }

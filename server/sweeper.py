@@ -1,0 +1,97 @@
+"""The sweeper: walks all rows slowly, round and round, and removes those that have expired."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rockbed.server.group import Group
+from rockbed.server.removal import drop
+from rockbed.storage import hot_kernels as k
+from rockbed.storage.record import headers_of
+from rockbed.types import I64
+
+if TYPE_CHECKING:
+    from rockbed.server.engine import Engine
+
+_LOCKED_ROWS = 4096
+
+
+class Sweeper:
+    """Keeps its place between turns. A turn looks at as many rows as `sweep_rows_s` allows."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._allowance = 0.0
+        self._group = -1
+        self._after: bytes | None = None
+        self._memory_at = 0
+
+    def turn(self, seconds: float) -> int:
+        """Sweep for a turn that stands for so many seconds. Returns how many rows were removed."""
+        rate = self._engine.config.sweep_rows_s
+        self._allowance = min(self._allowance + rate * seconds, rate)
+        removed = 0
+        groups = sorted(n for n, g in list(self._engine.groups.items()) if g.ttl_ms)
+        if not groups:
+            return 0
+        for _ in range(len(groups) + 1):
+            if self._allowance < 1:
+                break
+            if self._group not in groups:
+                self._next(groups)
+            removed += self._sweep(self._engine.groups[self._group], groups)
+        return removed
+
+    def _next(self, groups: list[int]) -> None:
+        later = [n for n in groups if n > self._group]
+        self._group, self._after, self._memory_at = (later or groups)[0], None, 0
+
+    def _sweep(self, group: Group, groups: list[int]) -> int:
+        removed = self._sweep_memory(group)
+        if self._allowance < 1:
+            return removed
+        for keys, values in self._engine.files.scan(group.number, after=self._after):
+            self._after = keys[-1]
+            heads = headers_of(self._engine.files.matrix(values, group.record_bytes))
+            old = heads["key"][heads["update_time"] <= group.oldest_ms(self._engine.now_ms())]
+            removed += drop_expired(self._engine, group, np.ascontiguousarray(old))
+            self._allowance -= len(keys)
+            if self._allowance < 1:
+                return removed
+        self._next(groups)
+        return removed
+
+    def _sweep_memory(self, group: Group) -> int:
+        removed = 0
+        rows = np.empty(_LOCKED_ROWS, np.int64)
+        while self._allowance >= 1:
+            with group.lock:
+                found, self._memory_at = k.with_flags(
+                    group.table.flags, group.table.high, k.USED, k.USED, self._memory_at, rows
+                )
+                headers = group.table.header[rows[:found]]
+            old = headers[headers[:, 1] <= group.oldest_ms(self._engine.now_ms()), 0]
+            removed += drop_expired(self._engine, group, np.ascontiguousarray(old))
+            self._allowance -= found
+            if found < _LOCKED_ROWS:
+                break
+        return removed
+
+
+def drop_expired(engine: "Engine", group: Group, keys: I64) -> int:
+    """Remove those of the keys whose row has expired by now, wherever it is. keys: int64[n], distinct. Takes the
+    locks.
+    """
+    if not keys.size:
+        return 0
+    with engine.write_back.mutex, group.lock:
+        oldest = group.oldest_ms(engine.now_ms())
+        rows, _ = group.table.find(keys, 0)
+        fetched = group.fetch(keys[rows < 0])
+        times = np.full(keys.size, np.iinfo(np.int64).max)
+        times[rows >= 0] = group.table.header[rows[rows >= 0], 1]
+        times[np.flatnonzero(rows < 0)[fetched.found]] = headers_of(fetched.records)["update_time"]
+        old = keys[times <= oldest]
+        drop(engine, group, old)
+        group.counters.expired += old.size
+        return int(old.size)

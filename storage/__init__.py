@@ -1,0 +1,1 @@
+"""Rows on disk and in memory: records, RocksDB files, journal, hot tier, write-back, expiry, checkpoint."""

@@ -1,0 +1,299 @@
+"""Loops over rows of the hot tier. Arrays are those of `HotTable`; see there for what each holds."""
+
+from typing import Any
+
+import numpy as np
+
+from rockbed.kernels import kernel, prefetch
+from rockbed.storage.index import insert_one, remove_one
+from rockbed.types import F32, I32, I64, U8
+
+USED = 1  # the row holds a key
+TOUCHED = 2  # found since the clock's hand last passed
+DIRTY = 4  # newer than what rows/ holds
+WRITING = 8  # copied for a write-back that has not reached rows/ yet
+FRESH = 16  # no push since its initial value
+PINNED = 32  # part of the batch in hand: not to be evicted
+
+_AHEAD = 24
+_HEADER_BYTES = 32
+
+
+@kernel
+def gather(data: F32, rows: I64, dim: int, out: F32, missing: Any) -> None:
+    """out[i] = data[rows[i], :dim], or `missing` throughout where rows[i] < 0. out: float32[n, dim]."""
+    n = rows.shape[0]
+    row_bytes = data.shape[1] * 4
+    for i in range(n):
+        if i + _AHEAD < n and rows[i + _AHEAD] >= 0:
+            for offset in range(0, dim * 4, 64):
+                prefetch(data, rows[i + _AHEAD] * row_bytes + offset)
+        r = rows[i]
+        if r < 0:
+            for j in range(dim):
+                out[i, j] = missing
+        else:
+            for j in range(dim):
+                out[i, j] = data[r, j]
+
+
+@kernel
+def gather_to(data: F32, rows: I64, positions: I64, dim: int, out: F32) -> None:
+    """out[positions[i]] = data[rows[i], :dim] where rows[i] >= 0; other positions are left alone."""
+    for i in range(rows.shape[0]):
+        r = rows[i]
+        if r >= 0:
+            for j in range(dim):
+                out[positions[i], j] = data[r, j]
+
+
+@kernel
+def expired(header: I64, rows: I64, oldest_ms: int, out: I64) -> int:
+    """Write the distinct positions i whose row was last written at or before `oldest_ms`. Returns how many."""
+    n = rows.shape[0]
+    found = 0
+    for i in range(n):
+        if i + _AHEAD < n and rows[i + _AHEAD] >= 0:
+            prefetch(header, rows[i + _AHEAD] * _HEADER_BYTES)
+        if rows[i] >= 0 and header[rows[i], 1] <= oldest_ms:
+            out[found] = i
+            found += 1
+    return found
+
+
+@kernel
+def touch_time(header: I64, flags: U8, rows: I64, now_ms: int) -> None:
+    """Set the update time of rows (those >= 0): for groups whose lookups refresh the TTL."""
+    for i in range(rows.shape[0]):
+        r = rows[i]
+        if r >= 0 and header[r, 1] < now_ms:
+            header[r, 1] = now_ms
+            flags[r] |= DIRTY
+
+
+@kernel
+def distinct(rows: I64, mark: I32, first: I64, inverse: I64) -> int:
+    """Number the distinct rows in order of appearance.
+
+    first[u] = position where the u-th distinct row appears first; inverse[i] = its number for position i, -1 where
+    rows[i] < 0. mark: int32[capacity], zero before and after. Returns how many there are.
+    """
+    n = rows.shape[0]
+    count = 0
+    for i in range(n):
+        r = rows[i]
+        if r < 0:
+            inverse[i] = -1
+            continue
+        m = mark[r]
+        if m == 0:
+            first[count] = i
+            count += 1
+            mark[r] = count
+            inverse[i] = count - 1
+        else:
+            inverse[i] = m - 1
+    for u in range(count):
+        mark[rows[first[u]]] = 0
+    return count
+
+
+@kernel
+def sum_by(grads: F32, inverse: I64, first: I64, sums: F32) -> None:
+    """sums[u] = sum of grads[i] over inverse[i] == u, added in order of appearance. sums: float32[count, dim]."""
+    dim = grads.shape[1]
+    for i in range(grads.shape[0]):
+        u = inverse[i]
+        if u < 0:
+            continue
+        if first[u] == i:
+            for j in range(dim):
+                sums[u, j] = grads[i, j]
+        else:
+            for j in range(dim):
+                sums[u, j] += grads[i, j]
+
+
+@kernel
+def occurrence(inverse: I64, count: int, rank: I64) -> int:
+    """rank[i] = how many earlier positions have the same number; returns the largest + 1 (0 where there is none)."""
+    seen = np.zeros(count, np.int64)
+    most = 0
+    for i in range(inverse.shape[0]):
+        u = inverse[i]
+        if u < 0:
+            rank[i] = -1
+            continue
+        rank[i] = seen[u]
+        seen[u] += 1
+        most = max(most, seen[u])
+    return most
+
+
+@kernel
+def not_finite(bits: I32, out: I64) -> int:
+    """Write the rows of a float32[n, dim] (seen as int32) that hold NaN or infinity. Returns how many."""
+    found = 0
+    for i in range(bits.shape[0]):
+        bad = 0
+        for j in range(bits.shape[1]):
+            bad |= (bits[i, j] & 0x7F800000) == 0x7F800000
+        if bad:
+            out[found] = i
+            found += 1
+    return found
+
+
+@kernel
+def stamp(header: I64, flags: U8, rows: I64, now_ms: int, lsn: int, step: I64) -> None:
+    """Mark distinct rows as pushed at `now_ms` by entry `lsn`; step[i] = the row's update count after it."""
+    n = rows.shape[0]
+    for i in range(n):
+        if i + _AHEAD < n:
+            prefetch(header, rows[i + _AHEAD] * _HEADER_BYTES)
+        r = rows[i]
+        header[r, 1] = now_ms
+        header[r, 2] += 1
+        header[r, 3] = lsn
+        step[i] = header[r, 2]
+        flags[r] = (flags[r] | DIRTY | TOUCHED) & ~np.uint8(FRESH)
+
+
+@kernel
+def start_rows(
+    header: I64, flags: U8, data: F32, rows: I64, keys: I64, state: F32, dim: int, now_ms: int, lsn: int
+) -> None:
+    """Begin the life of rows: header, slots at their initial state. The initializer fills the weights."""
+    for i in range(rows.shape[0]):
+        r = rows[i]
+        header[r, 0] = keys[i]
+        header[r, 1] = now_ms
+        header[r, 2] = 0
+        header[r, 3] = lsn
+        flags[r] |= USED | TOUCHED | DIRTY | FRESH
+        for j in range(state.shape[0]):
+            data[r, dim + j] = state[j]
+
+
+@kernel
+def clip_norm(grads: F32, limit: float) -> None:
+    """Scale each row of grads whose L2 norm exceeds `limit` down to it."""
+    for i in range(grads.shape[0]):
+        square = 0.0
+        for j in range(grads.shape[1]):
+            square += np.float64(grads[i, j]) * np.float64(grads[i, j])
+        norm = np.sqrt(square)
+        if norm > limit:
+            scale = np.float32(limit / norm)
+            for j in range(grads.shape[1]):
+                grads[i, j] *= scale
+
+
+@kernel
+def bound_weights(data: F32, rows: I64, dim: int, low: Any, high: Any) -> None:
+    """Clamp the weights of rows to [low, high]."""
+    for i in range(rows.shape[0]):
+        for j in range(dim):
+            data[rows[i], j] = min(max(data[rows[i], j], low), high)
+
+
+@kernel
+def evict(index: I64, header: I64, flags: U8, high: int, hand: int, want: int, freed: I64) -> tuple[int, int]:
+    """CLOCK: free up to `want` clean, unpinned rows; a touched row gets a second chance. Returns (freed, new hand)."""
+    found = 0
+    if high == 0:
+        return 0, 0
+    for _ in range(2 * high):
+        if found == want:
+            break
+        if hand >= high:
+            hand = 0
+        state = flags[hand]
+        if state & USED and not state & (DIRTY | WRITING | PINNED):
+            if state & TOUCHED:
+                flags[hand] = state & ~np.uint8(TOUCHED)
+            else:
+                remove_one(index, header[hand, 0])
+                flags[hand] = 0
+                freed[found] = hand
+                found += 1
+        hand += 1
+    return found, hand
+
+
+@kernel
+def remove_rows(index: I64, header: I64, flags: U8, rows: I64) -> None:
+    """Forget distinct rows, whatever their state."""
+    for i in range(rows.shape[0]):
+        remove_one(index, header[rows[i], 0])
+        flags[rows[i]] = 0
+
+
+@kernel
+def with_flags(flags: U8, high: int, mask: int, wanted: int, start: int, out: I64) -> tuple[int, int]:
+    """Write rows from `start` on whose flags & mask == wanted, until `out` is full. Returns (how many, where to go
+    on).
+    """
+    found = 0
+    row = start
+    while row < high and found < out.shape[0]:
+        if flags[row] & mask == wanted:
+            out[found] = row
+            found += 1
+        row += 1
+    return found, row
+
+
+@kernel
+def count_flags(flags: U8, high: int, mask: int) -> int:
+    """How many of the first `high` rows have all the bits of `mask`."""
+    found = 0
+    for row in range(high):
+        found += flags[row] & mask == mask
+    return found
+
+
+@kernel
+def change_flags(flags: U8, rows: I64, clear: int, put: int) -> None:
+    """flags[row] = (flags[row] & ~clear) | put, for rows >= 0."""
+    keep = ~np.uint8(clear)
+    for i in range(rows.shape[0]):
+        if rows[i] >= 0:
+            flags[rows[i]] = (flags[rows[i]] & keep) | np.uint8(put)
+
+
+@kernel
+def take_dirty(flags: U8, rows: I64, taken: I64, fresh: U8) -> int:
+    """Of `rows`, take those still in use and dirty: DIRTY becomes WRITING. fresh[i] = 1 for rows never pushed."""
+    found = 0
+    for i in range(rows.shape[0]):
+        state = flags[rows[i]]
+        if state & (USED | DIRTY) == (USED | DIRTY):
+            taken[found] = rows[i]
+            fresh[found] = 1 if state & FRESH else 0
+            flags[rows[i]] = (state & ~np.uint8(DIRTY)) | np.uint8(WRITING)
+            found += 1
+    return found
+
+
+@kernel
+def move_down(index: I64, header: I64, flags: U8, data: F32, limit: int, high: int, free: I64) -> int:
+    """Move rows at or above `limit` into the free rows below it, so that the tail can be given back.
+
+    free: int64[k], rows below limit that are not used, k at least the number of rows to move. Returns how many moved.
+    """
+    moved = 0
+    for row in range(limit, high):
+        if flags[row] & USED:
+            to = free[moved]
+            moved += 1
+            key = header[row, 0]
+            remove_one(index, key)
+            for j in range(4):
+                header[to, j] = header[row, j]
+            for j in range(data.shape[1]):
+                data[to, j] = data[row, j]
+            flags[to] = flags[row]
+            flags[row] = 0
+            insert_one(index, key, to)
+    return moved

@@ -1,0 +1,113 @@
+"""The index of the hot tier: open addressing with linear probing, key -> row, as kernels on an int64[size, 2] array.
+
+An entry is (key, row + 1), (anything, 0) is empty; key and row share a cache line, so a hit costs one miss of
+the cache. The home of a key is `high 32 bits of mix64(key) * size >> 32`, which allows any size (not only powers of
+two), so memory is what the row count needs. Deleting shifts later entries back: no tombstones, probes stay short.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from rockbed.kernels import inlined, kernel, mix64, prefetch
+from rockbed.types import I64, U8
+
+ENTRY_BYTES = 16
+_AHEAD = 24  # keys between asking for a cache line and using it
+
+
+@inlined
+def home(key: int, size: int) -> Any:
+    """Where the search for a key begins: 0..size-1."""
+    return np.int64(((mix64(key) >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32))
+
+
+@inlined
+def find_one(index: I64, key: int) -> Any:
+    """The row of a key, or -1."""
+    size = index.shape[0]
+    at = home(key, size)
+    while index[at, 1] != 0:
+        if index[at, 0] == key:
+            return index[at, 1] - 1
+        at += 1
+        if at == size:
+            at = 0
+    return -1
+
+
+@kernel
+def find(index: I64, keys: I64, flags: U8, touch: int, rows: I64) -> int:
+    """rows[i] = row of keys[i] or -1, and flags[row] |= touch. keys, rows: int64[n]. Returns how many were not
+    found."""
+    n = keys.shape[0]
+    size = index.shape[0]
+    missing = 0
+    for i in range(n):
+        if i + _AHEAD < n:
+            prefetch(index, home(keys[i + _AHEAD], size) * ENTRY_BYTES)
+        row = find_one(index, keys[i])
+        rows[i] = row
+        if row < 0:
+            missing += 1
+        else:
+            flags[row] |= touch
+    return missing
+
+
+@inlined
+def insert_one(index: I64, key: int, row: int) -> None:
+    """Enter a key that is not there."""
+    size = index.shape[0]
+    at = home(key, size)
+    while index[at, 1] != 0:
+        at += 1
+        if at == size:
+            at = 0
+    index[at, 0] = key
+    index[at, 1] = row + 1
+
+
+@inlined
+def remove_one(index: I64, key: int) -> None:
+    """Take out a key that is there, closing the gap (Knuth, TAOCP 3, 6.4, algorithm R)."""
+    size = index.shape[0]
+    gap = home(key, size)
+    while index[gap, 0] != key or index[gap, 1] == 0:
+        gap += 1
+        if gap == size:
+            gap = 0
+    at = gap
+    while True:
+        at += 1
+        if at == size:
+            at = 0
+        if index[at, 1] == 0:
+            break
+        start = home(index[at, 0], size)
+        # the entry may move into the gap unless its home lies cyclically in (gap, at]
+        stays = gap < start <= at if gap <= at else (start > gap or start <= at)
+        if not stays:
+            index[gap, 0] = index[at, 0]
+            index[gap, 1] = index[at, 1]
+            gap = at
+    index[gap, 1] = 0
+
+
+@kernel
+def insert_rows(index: I64, keys: I64, rows: I64) -> None:
+    """Enter distinct keys that are not there. keys, rows: int64[n]; the caller keeps size > entries."""
+    n = keys.shape[0]
+    size = index.shape[0]
+    for i in range(n):
+        if i + _AHEAD < n:
+            prefetch(index, home(keys[i + _AHEAD], size) * ENTRY_BYTES)
+        insert_one(index, keys[i], rows[i])
+
+
+@kernel
+def rebuild(index: I64, header: I64, flags: U8, used: int, high: int) -> None:
+    """Enter every row below `high` whose flags have the bit `used` into an empty index."""
+    for row in range(high):
+        if flags[row] & used:
+            insert_one(index, header[row, 0], row)

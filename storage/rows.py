@@ -1,0 +1,245 @@
+"""`rows/`: the RocksDB instance that holds the records. The only file that knows rocksdict.
+
+Rows arrive as sorted runs (SST files, ingested), deletions through the memtable; neither uses RocksDB's own log,
+because the journal covers both until `flush` returned.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rocksdict
+
+from rockbed.errors import RockbedError
+from rockbed.storage.files import os_errors, rocksdb_error
+from rockbed.storage.record import KEY_BYTES, TTL_STAMP_BYTES, key_prefix, prefix_end
+from rockbed.storage.sst import write_sst
+from rockbed.types import I64, U8
+
+_MEMTABLE_BYTES = 8 << 20
+_SCAN_ROWS = 4096  # rows a step of an iteration: a step holds the GIL for about 3 ms
+_DELETE_ROWS = 2000  # deletions a write batch: rocksdict holds the GIL while it writes one
+_BLOCK_BYTES = 8 << 10
+_READ_ROWS = 256  # rows that are worth a thread of their own: about 1 ms
+_READ_THREADS = min(8, os.cpu_count() or 1)
+_MOST_STAMP = 2**31 - 1
+
+
+def table_options(cache_bytes: int, *, create: bool, index_in_cache: bool = False) -> rocksdict.Options:
+    """How `rows/` is laid out. benchmarks/rows.py measures other choices."""
+    options = rocksdict.Options(raw_mode=True)
+    options.create_if_missing(create)
+    options.set_write_buffer_size(_MEMTABLE_BYTES)
+    options.set_max_background_jobs(2)
+    options.set_max_open_files(512)
+    options.set_keep_log_file_num(4)
+    options.set_stats_dump_period_sec(0)
+    options.set_target_file_size_base(64 << 20)
+    options.set_level_compaction_dynamic_level_bytes(True)
+    # Floats hardly compress: only the last level, where most rows are and which is written least, is worth the CPU.
+    # zstd saves 11% more than LZ4 there, and a cold read takes 2.4 times as long (benchmarks/rows.py).
+    options.set_compression_type(rocksdict.DBCompressionType.none())
+    options.set_bottommost_compression_type(rocksdict.DBCompressionType.lz4())
+    table = rocksdict.BlockBasedOptions()
+    table.set_block_cache(rocksdict.Cache(cache_bytes))
+    table.set_block_size(_BLOCK_BYTES)
+    table.set_bloom_filter(10, False)
+    # indexes and filters stay in memory, about 2 bytes a row on disk: through the cache a cold read takes 1.5 times
+    # as long
+    table.set_cache_index_and_filter_blocks(index_in_cache)
+    table.set_format_version(5)
+    options.set_block_based_table_factory(table)
+    return options
+
+
+class RowFiles:
+    """Records by 12-byte key. Thread-safe; raises Rockbed's errors. ttl_s: seconds for RocksDB's own reclaim, 0 =
+    never.
+    """
+
+    def __init__(
+        self, path: Path, *, ttl_s: int, cache_bytes: int, read_only: bool, options: rocksdict.Options | None = None
+    ) -> None:
+        self._path = path
+        self._runs = 0
+        self._ttl_s = ttl_s
+        # a read-only RocksDB is opened without the TTL layer, so it returns values with their stamp
+        self._stamp_bytes = TTL_STAMP_BYTES if read_only else 0
+        self._readers = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="rockbed-read")
+        access = rocksdict.AccessType.read_only() if read_only else rocksdict.AccessType.with_ttl(ttl_s)
+        options = options or table_options(cache_bytes, create=not read_only)
+        try:
+            self._db = rocksdict.Rdict(str(path), options=options, access_type=access)
+        except Exception as error:
+            raise rocksdb_error(error, f"opening {path}") from error
+        if not read_only:
+            for left_over in path.glob("run-*.sst"):
+                left_over.unlink()  # written, and not ingested before the process ended
+
+    def stamp(self, *, expires: bool) -> int:
+        """The TTL stamp of rows written now; rows that do not expire get one that RocksDB never finds old."""
+        return int(time.time()) if expires else _MOST_STAMP - self._ttl_s
+
+    def get(self, keys: U8, record_bytes: int) -> tuple[I64, U8]:
+        """Fetch by key, best in ascending order. keys: uint8[n, 12].
+
+        Returns the positions that were found, int64[m], and their records, uint8[m, record_bytes]. Other threads run
+        meanwhile.
+        """
+        wanted: list[Any] = keys.reshape(-1).view(f"V{KEY_BYTES}").tolist()
+        try:
+            values = self._get(wanted)
+        except Exception as error:
+            raise rocksdb_error(error, f"reading {len(wanted)} rows from {self._path}") from error
+        # the one pass over keys in Python on this path: rocksdict returns a list, 30 ns a key beside its 2-10 us
+        found = np.array([i for i, value in enumerate(values) if value is not None], np.int64)
+        return found, self._matrix([value for value in values if value is not None], record_bytes)
+
+    def _get(self, wanted: list[Any]) -> list[Any]:
+        if len(wanted) < 2 * _READ_ROWS:
+            return list(self._db.get(wanted) or ())
+        size = max(_READ_ROWS, -(-len(wanted) // _READ_THREADS))
+        parts = [wanted[i : i + size] for i in range(0, len(wanted), size)]
+        others = [self._readers.submit(self._db.get, part) for part in parts[1:]]
+        values = list(self._db.get(parts[0]) or ())
+        for other in others:
+            values += other.result() or ()
+        return values
+
+    def _matrix(self, values: list[bytes], record_bytes: int) -> U8:
+        size = record_bytes + self._stamp_bytes
+        joined = np.frombuffer(b"".join(values), np.uint8)
+        if joined.size != len(values) * size:
+            lengths = sorted({len(value) - self._stamp_bytes for value in values})
+            raise rocksdb_error(
+                ValueError(f"corruption: records of {lengths} bytes where the group's config gives {record_bytes}"),
+                f"reading rows from {self._path}",
+            )
+        matrix = joined.reshape(len(values), size)
+        return np.ascontiguousarray(matrix[:, :record_bytes]) if self._stamp_bytes else matrix
+
+    def put_run(self, keys: U8, values: U8, order: I64) -> None:
+        """Add or replace rows at once. keys: uint8[n, 12], distinct; values: uint8[n, v], stamp included; order sorts
+        keys.
+
+        Durable when it returns: the file is synced before RocksDB takes it.
+        """
+        self._runs += 1
+        path = self._path / f"run-{os.getpid()}-{self._runs}.sst"
+        doing = f"writing {len(keys)} rows to {self._path}"
+        try:
+            with os_errors(doing):
+                write_sst(path, keys, values, order=order, sync=True)
+            options = rocksdict.IngestExternalFileOptions()
+            options.set_move_files(True)
+            self._db.ingest_external_file([str(path)], options)
+        except RockbedError:
+            raise
+        except Exception as error:
+            raise rocksdb_error(error, doing) from error
+        finally:
+            path.unlink(missing_ok=True)  # gone where RocksDB has taken it
+
+    def delete(self, keys: U8) -> None:
+        """Delete by key, durable after `flush`. keys: uint8[n, 12]."""
+        raw = keys.reshape(-1).view(f"V{KEY_BYTES}").tolist()
+        write = rocksdict.WriteOptions()
+        write.disable_wal = True  # type: ignore[method-assign, assignment]  # an attribute, whatever the stub says
+        try:
+            for start in range(0, len(raw), _DELETE_ROWS):
+                batch = rocksdict.WriteBatch(raw_mode=True)
+                for key in raw[start : start + _DELETE_ROWS]:  # rocksdict has no call that takes many keys
+                    batch.delete(key)
+                self._db.write(batch, write)
+        except Exception as error:
+            raise rocksdb_error(error, f"deleting {len(raw)} rows from {self._path}") from error
+
+    def groups(self) -> Iterator[int]:
+        """The numbers of the groups that have a record, found by leaps from one to the next."""
+        cursor = self._db.iter()
+        cursor.seek_to_first()
+        while cursor.valid():
+            group = int.from_bytes(cursor.key()[:2], "big")
+            yield group
+            end = prefix_end(key_prefix(group))
+            if end is None:
+                return
+            cursor.seek(end)
+
+    def has_any(self, group: int) -> bool:
+        """Whether any record of the group is there."""
+        return next(self.scan(group, limit=1), None) is not None
+
+    def scan(
+        self, group: int, after: bytes | None = None, limit: int | None = None
+    ) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """All (keys, values) of a group in key order, some thousands at a time, as of the first step.
+
+        Values are records, a stamp perhaps behind them (`matrix` takes it off). after: begin behind this key.
+        """
+        options = rocksdict.ReadOptions()
+        end = prefix_end(key_prefix(group))
+        if end is not None:
+            options.set_iterate_upper_bound(end)
+        options.fill_cache(False)  # type: ignore[call-arg]  # likewise a method with an argument
+        start = key_prefix(group) if after is None else after + b"\0"
+        try:
+            items = self._db.items(from_key=start, read_opt=options)
+            while chunk := list(islice(items, limit or _SCAN_ROWS)):
+                keys, values = zip(*chunk, strict=True)
+                yield list(keys), list(values)
+                if limit:
+                    return
+        except Exception as error:
+            raise rocksdb_error(error, f"scanning group {group} in {self._path}") from error
+
+    def matrix(self, values: list[bytes], record_bytes: int) -> U8:
+        """Values of `scan` as uint8[n, record_bytes]. Raises StorageCorrupt where one has another size."""
+        return self._matrix(values, record_bytes)
+
+    def flush(self) -> None:
+        """Make deletions durable."""
+        try:
+            self._db.flush()
+        except Exception as error:
+            raise rocksdb_error(error, f"flushing {self._path}") from error
+
+    def compact(self) -> None:
+        """Rewrite everything: reclaims the space of deleted and expired rows, compresses the last level."""
+        try:
+            self._db.compact_range(None, None)
+        except Exception as error:
+            raise rocksdb_error(error, f"compacting {self._path}") from error
+
+    def checkpoint(self, path: Path) -> None:
+        """A copy at `path` that shares the files (hard links) where it lies on the same file system."""
+        try:
+            rocksdict.Checkpoint(self._db).create_checkpoint(str(path))
+        except Exception as error:
+            raise rocksdb_error(error, f"writing a checkpoint to {path}") from error
+
+    def statistics(self) -> dict[str, int]:
+        """Sizes from RocksDB: bytes of table files, of rows alive in them (estimated), rows (estimated), pending
+        compaction.
+        """
+        names = {
+            "disk_bytes": "rocksdb.total-sst-files-size",
+            "live_bytes": "rocksdb.estimate-live-data-size",
+            "records": "rocksdb.estimate-num-keys",
+            "pending_compaction_bytes": "rocksdb.estimate-pending-compaction-bytes",
+        }
+        return {name: int(self._db.property_int_value(prop) or 0) for name, prop in names.items()}
+
+    def files(self) -> list[dict[str, Any]]:
+        """RocksDB's list of live table files."""
+        return list(self._db.live_files())
+
+    def close(self) -> None:
+        """Close; compactions under way are given up, they begin again at the next opening."""
+        self._readers.shutdown()
+        self._db.close()

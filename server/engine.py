@@ -143,6 +143,7 @@ class Engine:
                         "open it once, or twice alike"
                     )
                 self.must_be_writable("change the settings of a group")
+                group.rehearse(config)
                 with group.lock:
                     self.journal.append(Kind.GROUP, self.now_ms(), group_parts(config.to_bytes()))
                     group.change(config)

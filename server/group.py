@@ -102,6 +102,12 @@ class Group:
     def _make_admission(self, config: GroupConfig) -> Admission | None:
         return make_admission(config.admission, group=config.group, seed=config.seed) if config.admission else None
 
+    def rehearse(self, config: GroupConfig) -> None:
+        """Raise what `change` would raise: the journal must not hold a config that no replay can take."""
+        rules_of(config)
+        if config.admission != self.config.admission:
+            self._make_admission(config)
+
     def change(self, config: GroupConfig) -> None:
         """Take another config of the same kind (checked by the engine). With the lock held."""
         self.optimizer, self.schedule, self.initializer = rules_of(config)
@@ -259,10 +265,13 @@ class Group:
             missing += self._expire(keys, rows, now_ms, restart=train)
             if train and self.config.refresh == "lookup":
                 k.touch_time(self.table.header, self.table.flags, rows, now_ms)
+            hits = keys.size - missing
+            if missing and train and self._insert_at_once(keys, rows, missing, now_ms):
+                missing = 0
             self.table.gather(rows, out, 0.0)
             left = self.table.left
         self.counters.lookup_keys += keys.size
-        self.counters.memory_hits += keys.size - missing
+        self.counters.memory_hits += hits
         if missing:
             positions = self._not_padding(keys, np.flatnonzero(rows < 0))
             distinct, inverse, counts = np.unique(keys[positions], return_inverse=True, return_counts=True)
@@ -278,6 +287,19 @@ class Group:
     def _padding_bits(self) -> int | None:
         padding = self.config.padding_key
         return padding if padding is None or padding < 2**63 else padding - 2**64
+
+    def _insert_at_once(self, keys: I64, rows: I64, missing: int, now_ms: int) -> bool:
+        # The short way for new keys: nothing can be on disk, nothing has to be admitted, there is room in memory.
+        if self.may_be_on_disk or self.admission is not None or self.config.padding_key is not None:
+            return False
+        try:
+            new = self.table.insert(keys, rows, missing)
+        except NeedSpace:
+            return False
+        self._begin(keys[new], rows[new], now_ms, self._host.last_lsn())
+        self.counters.inserts += new.size
+        self.counters.rows += new.size
+        return True
 
     def _not_padding(self, keys: I64, positions: I64) -> I64:
         padding = self._padding_bits

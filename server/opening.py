@@ -66,7 +66,10 @@ def lock(directory: Path, config: StoreConfig) -> DirectoryLock:
 def open_rows(directory: Path, config: StoreConfig, rocksdb_ttl_s: int) -> RowFiles:
     """Open rows/. Raises StorageCorrupt, StoreLocked and the disk's errors."""
     # read first: the catalog of a newer format says so more clearly than RocksDB could
-    Catalog.read(directory)
+    catalog = Catalog.read(directory)
+    if catalog.flushed_lsn > 0 and not (directory / "rows" / "CURRENT").is_file():
+        # RocksDB would make an empty database there, and delete the table files as obsolete
+        raise StorageCorrupt(f"{directory} has lost rows/ or its CURRENT file. Nothing was changed; restore a checkpoint")
     return RowFiles(
         directory / "rows", ttl_s=rocksdb_ttl_s, cache_bytes=config.block_cache_bytes, read_only=config.read_only
     )

@@ -3,7 +3,7 @@
 `replay` does the same from a journal entry: it brings the rows, skips those that have seen the entry, and applies.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import Section
 from rockbed.types import F32, I64
 
+_COUNTERS = ("push_keys", "skipped_absent", "skipped_unadmitted", "skipped_not_finite")  # changed by pushes only
 _BEFORE_ALL = -(2**61)  # a time at which no row has expired
 
 
@@ -32,6 +33,8 @@ def must_be_finite(group: Group, keys: I64, grads: F32) -> None:
 
 def not_finite_rows(grads: F32) -> I64:
     """The rows of float32[n, dim] that hold NaN or Inf: int64[m]."""
+    if k.all_finite(grads.reshape(-1).view(np.int32)):
+        return np.empty(0, np.int64)
     found = np.empty(grads.shape[0], np.int64)
     return found[: k.not_finite(grads.view(np.int32), found)]
 
@@ -40,7 +43,8 @@ def not_finite_rows(grads: F32) -> I64:
 class Prepared:
     """A group's share of a push, validated, with its rows pinned in memory.
 
-    rows: int64[m], distinct unless `sequential`; grads: float32[m, dim]; pinned, created: rows to let go of, or undo.
+    rows: int64[m], distinct unless `sequential`; grads: float32[m, dim]; pinned, created: rows to let go of, or undo;
+    counted: counters as they were before.
     """
 
     group: Group
@@ -49,6 +53,7 @@ class Prepared:
     grads: F32
     pinned: I64
     created: I64
+    counted: dict[str, int] = field(default_factory=dict)
 
     def section(self) -> Section:
         """What the journal says about it."""
@@ -66,6 +71,9 @@ class Prepared:
             group.table.remove(self.created)
             group.counters.rows -= self.created.size
             group.counters.inserts -= self.created.size
+        if undo:
+            for name, count in self.counted.items():
+                setattr(group.counters, name, count)
 
 
 def read_ahead(group: Group, keys: I64) -> tuple[Fetched, int]:
@@ -90,6 +98,7 @@ def prepare(group: Group, keys: I64, grads: F32, ahead: Fetched, left: int, now_
     rows, missing = table.find(keys, k.TOUCHED | k.PINNED)
     pinned = rows.copy()  # of `rows`, those that turn out expired or padding become -1
     created = np.empty(0, np.int64)
+    counted = {name: getattr(counters, name) for name in _COUNTERS}
     try:
         missing += group._hide_padding(keys, rows)
         missing += group._expire(keys, rows, now_ms, restart=config.absent == "init")
@@ -97,9 +106,10 @@ def prepare(group: Group, keys: I64, grads: F32, ahead: Fetched, left: int, now_
             rows, created = _place(group, keys, rows, ahead, left, now_ms)
             pinned = np.concatenate([pinned, rows])
         prepared = _combine(group, keys, rows, grads)
-        prepared.pinned, prepared.created = pinned[pinned >= 0], created
+        prepared.pinned, prepared.created, prepared.counted = pinned[pinned >= 0], created, counted
     except BaseException:
-        Prepared(group, rows, keys, grads, np.concatenate([pinned[pinned >= 0], created]), created).release(undo=True)
+        pinned = np.concatenate([pinned[pinned >= 0], created])
+        Prepared(group, rows, keys, grads, pinned, created, counted).release(undo=True)
         raise
     counters.push_keys += keys.size
     return prepared

@@ -16,6 +16,7 @@ from rockbed.errors import (
     StorePathInvalid,
     StorePermission,
 )
+from rockbed.storage.forking import forget_in_child
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -116,9 +117,18 @@ class DirectoryLock:
         if not shared:
             os.ftruncate(self._handle, 0)
             os.write(self._handle, f"{os.getpid()}\n".encode())
+        forget_in_child(self)
 
     def release(self) -> None:
         """Let others open the directory. May be called twice."""
+        if self._handle >= 0:
+            # closing alone leaves the lock with a process that inherited the handle
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
+            os.close(self._handle)
+            self._handle = -1
+
+    def forget(self) -> None:
+        """In a forked child: close the inherited handle, which would hold the lock after the parent's death."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1

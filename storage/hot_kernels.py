@@ -6,6 +6,7 @@ import numpy as np
 
 from rockbed.kernels import kernel, prefetch
 from rockbed.storage.index import insert_one, remove_one
+from rockbed.storage.record import slot_of
 from rockbed.types import F32, I32, I64, U8
 
 USED = 1  # the row holds a key
@@ -131,6 +132,15 @@ def occurrence(inverse: I64, count: int, rank: I64) -> int:
 
 
 @kernel
+def all_finite(bits: I32) -> bool:
+    """Whether no float32 of an array (seen as int32[n]) is NaN or infinity. Much faster than to find out which."""
+    bad = 0
+    for i in range(bits.shape[0]):
+        bad |= (bits[i] & 0x7F800000) == 0x7F800000
+    return bad == 0
+
+
+@kernel
 def not_finite(bits: I32, out: I64) -> int:
     """Write the rows of a float32[n, dim] (seen as int32) that hold NaN or infinity. Returns how many."""
     found = 0
@@ -242,6 +252,28 @@ def with_flags(flags: U8, high: int, mask: int, wanted: int, start: int, out: I6
             found += 1
         row += 1
     return found, row
+
+
+@kernel
+def count_slots(flags: U8, header: I64, high: int, wanted: int, counts: I64) -> None:
+    """counts[slot] += rows of that slot that have all the bits of `wanted`. counts: int64[SLOTS]."""
+    for row in range(high):
+        if flags[row] & wanted == wanted:
+            counts[slot_of(header[row, 0])] += 1
+
+
+@kernel
+def fill_slots(flags: U8, header: I64, high: int, wanted: int, at: I64, ends: I64, out: I32) -> None:
+    """Write the rows that `count_slots` counted, slot by slot: those of slot s to out[at[s]:ends[s]].
+
+    at is used up. Rows that have come since are left out; places of rows that have gone keep what is there.
+    """
+    for row in range(high):
+        if flags[row] & wanted == wanted:
+            slot = slot_of(header[row, 0])
+            if at[slot] < ends[slot]:
+                out[at[slot]] = row
+                at[slot] += 1
 
 
 @kernel

@@ -108,6 +108,34 @@ def insert_rows(index: I64, keys: I64, rows: I64) -> None:
 @kernel
 def rebuild(index: I64, header: I64, flags: U8, used: int, high: int) -> None:
     """Enter every row below `high` whose flags have the bit `used` into an empty index."""
+    size = index.shape[0]
     for row in range(high):
+        if row + _AHEAD < high:
+            prefetch(index, home(header[row + _AHEAD, 0], size) * ENTRY_BYTES)
         if flags[row] & used:
             insert_one(index, header[row, 0], row)
+
+
+@kernel
+def insert_absent(index: I64, keys: I64, rows: I64, free: I64, free_count: int, fresh: I64) -> int:
+    """Give keys with rows[i] < 0 a row from the end of free[:free_count]; a key that repeats gets one.
+
+    rows is filled; fresh[j] = position of the j-th key that took a row. Returns how many did. The caller has seen to
+    it that there are free rows and room in the index for all.
+    """
+    n = keys.shape[0]
+    size = index.shape[0]
+    taken = 0
+    for i in range(n):
+        if i + _AHEAD < n and rows[i + _AHEAD] < 0:
+            prefetch(index, home(keys[i + _AHEAD], size) * ENTRY_BYTES)
+        if rows[i] >= 0:
+            continue
+        row = find_one(index, keys[i])
+        if row < 0:
+            row = free[free_count - 1 - taken]
+            insert_one(index, keys[i], row)
+            fresh[taken] = i
+            taken += 1
+        rows[i] = row
+    return taken

@@ -62,7 +62,7 @@ class Journal:
         self._offset = 0
         self._broken: str | None = None
         self._synced = True
-        self._retired: list[int] = []  # handles of full segments that were not synced yet
+        self._retired: dict[Path, int] = {}  # handles of full segments that were not synced yet
         self.last_lsn = 0
         self.segments: list[tuple[int, Path]] = []  # (first LSN, file), oldest first
         self.total_bytes = 0
@@ -77,10 +77,11 @@ class Journal:
     def open_for_append(self, last_lsn: int) -> None:
         """Begin a new segment after `last_lsn`, the highest number in use. What is there stays until `trim`."""
         self.last_lsn = last_lsn
-        self.segments = self.files(self._directory)
-        if self.segments and self.segments[-1][0] == last_lsn + 1:
-            self.segments.pop()[1].unlink()  # begun, and nothing whole in it
-        self.total_bytes = sum(path.stat().st_size for _, path in self.segments)
+        with os_errors(f"opening the journal in {self._directory}"):
+            self.segments = self.files(self._directory)
+            if self.segments and self.segments[-1][0] == last_lsn + 1:
+                self.segments.pop()[1].unlink()  # begun, and nothing whole in it
+            self.total_bytes = sum(path.stat().st_size for _, path in self.segments)
         self._new_segment()
 
     def _new_segment(self) -> None:
@@ -97,7 +98,7 @@ class Journal:
                 path.unlink(missing_ok=True)
                 raise
         if self._handle >= 0:
-            self._retired.append(self._handle)  # synced by `sync`: here it would hold up a push
+            self._retired[self.segments[-1][1]] = self._handle  # synced by `sync`: here it would hold up a push
         self._handle, self._offset = handle, _FILE.size
         self.total_bytes += _FILE.size
         self.segments.append((self.last_lsn + 1, path))
@@ -158,7 +159,7 @@ class Journal:
         with self._lock:
             if self._synced or self._handle < 0:
                 return
-            handles, self._retired = [*self._retired, os.dup(self._handle)], []
+            handles, self._retired = [*self._retired.values(), os.dup(self._handle)], {}
             self._synced = True
         try:
             with os_errors(f"syncing the journal in {self._directory}"):
@@ -179,8 +180,11 @@ class Journal:
                 self._new_segment()
             while len(self.segments) > 1 and self.segments[1][0] <= flushed_lsn + 1:
                 _, path = self.segments.pop(0)
-                self.total_bytes -= path.stat().st_size
-                path.unlink()
+                with os_errors(f"trimming the journal in {self._directory}"):
+                    self.total_bytes -= path.stat().st_size
+                    path.unlink()
+                if path in self._retired:  # nobody needs it synced any more, and an open handle holds its space
+                    os.close(self._retired.pop(path))
 
     def copy_to(self, directory: Path) -> None:
         """Copy everything appended so far, whole entries only, into an empty directory, durably."""
@@ -206,6 +210,8 @@ class Journal:
             self.sync()
         finally:
             with self._lock:
+                while self._retired:  # with fsync="always", where there was nothing left to sync
+                    os.close(self._retired.popitem()[1])
                 if self._handle >= 0:
                     os.close(self._handle)
                     self._handle = -1

@@ -54,10 +54,16 @@ def key_word(key: int) -> Any:
     return np.uint64(key) ^ np.uint64(0x8000000000000000)
 
 
+@inlined
+def slot_of(key: int) -> Any:
+    """The slot of a key: 0..SLOTS-1."""
+    return mix64(key) & np.uint64(SLOTS - 1)
+
+
 @kernel
 def _encode_keys(group: int, keys: I64, out: U8) -> None:
     for i in range(keys.shape[0]):
-        slot = mix64(keys[i]) & np.uint64(0x3FFF)
+        slot = slot_of(keys[i])
         word = key_word(keys[i])
         out[i, 0] = group >> 8
         out[i, 1] = group & 0xFF
@@ -78,7 +84,7 @@ def encode_keys(group: int, keys: I64) -> U8:
 def _sort_words(keys: I64, out: I64) -> None:
     # (slot, key) squeezed into one word that sorts almost always right: 14 bits of slot, the top 50 of the key
     for i in range(keys.shape[0]):
-        slot = mix64(keys[i]) & np.uint64(0x3FFF)
+        slot = slot_of(keys[i])
         out[i] = np.int64(((slot << np.uint64(50)) | (key_word(keys[i]) >> np.uint64(14))) ^ np.uint64(1 << 63))
 
 

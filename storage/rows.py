@@ -4,8 +4,12 @@ Rows arrive as sorted runs (SST files, ingested), deletions through the memtable
 because the journal covers both until `flush` returned.
 """
 
+import ctypes
 import os
+import shutil
+import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -17,6 +21,7 @@ import rocksdict
 
 from rockbed.errors import RockbedError
 from rockbed.storage.files import os_errors, rocksdb_error
+from rockbed.storage.forking import forget_in_child
 from rockbed.storage.record import KEY_BYTES, TTL_STAMP_BYTES, key_prefix, prefix_end
 from rockbed.storage.sst import write_sst
 from rockbed.types import I64, U8
@@ -27,6 +32,7 @@ _DELETE_ROWS = 2000  # deletions a write batch: rocksdict holds the GIL while it
 _BLOCK_BYTES = 8 << 10
 _READ_ROWS = 256  # rows that are worth a thread of their own: about 1 ms
 _READ_THREADS = min(8, os.cpu_count() or 1)
+_BUFFER_BYTES = 4 << 20  # of the SST writer
 _MOST_STAMP = 2**31 - 1
 
 
@@ -57,6 +63,14 @@ def table_options(cache_bytes: int, *, create: bool, index_in_cache: bool = Fals
     return options
 
 
+def _link_all(path: Path, view: Path) -> None:
+    # rocksdict writes rocksdict-config.json at every opening: a reader, who may not write, opens links to the files
+    # in a directory of its own
+    for file in path.iterdir():
+        if file.name not in ("LOCK", "rocksdict-config.json"):
+            (view / file.name).symlink_to(file.resolve())
+
+
 class RowFiles:
     """Records by 12-byte key. Thread-safe; raises Rockbed's errors. ttl_s: seconds for RocksDB's own reclaim, 0 =
     never.
@@ -66,6 +80,7 @@ class RowFiles:
         self, path: Path, *, ttl_s: int, cache_bytes: int, read_only: bool, options: rocksdict.Options | None = None
     ) -> None:
         self._path = path
+        self._remove_view: weakref.finalize[..., RowFiles] | None = None
         self._runs = 0
         self._ttl_s = ttl_s
         # a read-only RocksDB is opened without the TTL layer, so it returns values with their stamp
@@ -73,10 +88,17 @@ class RowFiles:
         self._readers = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="rockbed-read")
         access = rocksdict.AccessType.read_only() if read_only else rocksdict.AccessType.with_ttl(ttl_s)
         options = options or table_options(cache_bytes, create=not read_only)
+        at = path
+        if read_only:
+            with os_errors(f"opening {path}"):
+                at = Path(tempfile.mkdtemp(prefix="rockbed-reader-"))
+                self._remove_view = weakref.finalize(self, shutil.rmtree, at, ignore_errors=True)
+                _link_all(path, at)
         try:
-            self._db = rocksdict.Rdict(str(path), options=options, access_type=access)
+            self._db = rocksdict.Rdict(str(at), options=options, access_type=access)
         except Exception as error:
             raise rocksdb_error(error, f"opening {path}") from error
+        forget_in_child(self)
         if not read_only:
             for left_over in path.glob("run-*.sst"):
                 left_over.unlink()  # written, and not ingested before the process ended
@@ -134,7 +156,7 @@ class RowFiles:
         doing = f"writing {len(keys)} rows to {self._path}"
         try:
             with os_errors(doing):
-                write_sst(path, keys, values, order=order, sync=True)
+                write_sst(path, keys, values, order=order, sync=True, buffer_bytes=_BUFFER_BYTES)
             options = rocksdict.IngestExternalFileOptions()
             options.set_move_files(True)
             self._db.ingest_external_file([str(path)], options)
@@ -239,7 +261,15 @@ class RowFiles:
         """RocksDB's list of live table files."""
         return list(self._db.live_files())
 
+    def forget(self) -> None:
+        """In a forked child: never destroy the inherited RocksDB, which would write to the parent's files."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._db))
+        if self._remove_view is not None:
+            self._remove_view.detach()
+
     def close(self) -> None:
         """Close; compactions under way are given up, they begin again at the next opening."""
         self._readers.shutdown()
         self._db.close()
+        if self._remove_view is not None:
+            self._remove_view()

@@ -2,18 +2,21 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.hot import HotTable
+from rockbed.storage.memory import reserve
 from rockbed.storage.record import TTL_STAMP_BYTES, disk_order, encode_keys, pack, record_bytes
 from rockbed.storage.rows import RowFiles
-from rockbed.types import I64, U8
+from rockbed.types import I32, I64, U8
 
 RUN_BYTES = 24 << 20  # of records in one run; a write-back takes about twice that in memory
-_LOCKED_ROWS = 2048  # rows copied under a group's lock at a time: about 0.1 ms
+_LOCKED_ROWS = 2048  # rows copied under a group's lock at a time, at the least: about 0.1 ms
+_LOCKED_ROWS_MAX = 65_536
 
 
 class Part(Protocol):
@@ -25,6 +28,21 @@ class Part(Protocol):
 
     def expires(self) -> bool:
         """Whether the group's rows have a TTL."""
+
+
+def _runs(rows: I32, ends: I64, most: int) -> Iterator[I32]:
+    """Cut rows, ordered by slot, into pieces of at most `most` that share no slot (one slot is never cut).
+
+    So the runs of one write-back do not overlap, and RocksDB puts them side by side into one level instead of piling
+    them up in the first, where every read has to look into each.
+    """
+    start = 0
+    while start < rows.size:
+        end = int(ends[np.searchsorted(ends, start + most, side="right") - 1])
+        if end <= start:
+            end = int(ends[np.searchsorted(ends, start, side="right")])
+        yield rows[start:end]
+        start = end
 
 
 class WriteBack:
@@ -41,25 +59,28 @@ class WriteBack:
         with self.mutex:
             with part.lock:
                 pass  # pushes that hold it have marked their rows when it is free; the rest needs no lock
-            dirty = part.table.dirty_rows()
-            # In key order, so that the runs of one write-back do not overlap: RocksDB then puts them side by side
-            # into one level instead of piling them up in the first, where every read has to look into each. Rows may
-            # change hands meanwhile; `_run` sorts what it really took.
-            dirty = dirty[disk_order(part.table.header[dirty, 0])]
+            dirty, ends = part.table.dirty_by_slot()
             size = record_bytes(part.table.width) + TTL_STAMP_BYTES
-            rows_a_run = max(1, RUN_BYTES // size)
-            return sum(self._run(part, dirty[i : i + rows_a_run], size) for i in range(0, dirty.size, rows_a_run))
+            return sum(self._run(part, run.astype(np.int64), size) for run in _runs(dirty, ends, RUN_BYTES // size))
 
     def _run(self, part: Part, dirty: I64, size: int) -> int:
-        values = np.empty((dirty.size, size), np.uint8)
+        values: U8 = reserve((dirty.size, size), np.uint8)  # given back to the system after each run
         keys = np.empty(dirty.size, np.int64)
         taken = np.empty(dirty.size, np.int64)
         stamp = self._files.stamp(expires=part.expires())
         count = 0
         try:
-            for start in range(0, dirty.size, _LOCKED_ROWS):
+            start, piece = 0, _LOCKED_ROWS
+            while start < dirty.size:
+                asked = time.perf_counter()
                 with part.lock:
-                    count += self._copy(part, dirty[start : start + _LOCKED_ROWS], taken, keys, values, count, stamp)
+                    got = time.perf_counter()
+                    count += self._copy(part, dirty[start : start + piece], taken, keys, values, count, stamp)
+                    done = time.perf_counter()
+                start += piece
+                # Who calls with large batches holds the lock for long and may wait as long: taking small pieces between
+                # them, write-back would fall behind. Small calls are met with small pieces.
+                piece = min(2 * piece, _LOCKED_ROWS_MAX) if got - asked > done - got else max(piece // 2, _LOCKED_ROWS)
                 time.sleep(5e-5)  # long enough for a thread that waits for the lock to wake up and have it
             if count:
                 keys = keys[:count]

@@ -55,6 +55,7 @@ class Rockbed:
 
     def settle(self) -> None:
         self._storage.flush()
+        self._storage.compact()  # damo compacts all it has when it is closed
 
     def facts(self) -> dict[str, float]:
         stats = self._storage.stats()

@@ -2,93 +2,135 @@
 
 import os
 import tempfile
+import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 
 from rockbed.client.arrays import checked_keys
 from rockbed.client.parameters import Parameters
 from rockbed.config import GROUPS
-from rockbed.errors import InvalidConfig, StorageClosed, UnknownName, WrongDtype
-from rockbed.storage.counting_bloom import COUNTER_MAX, CountingBloom
+from rockbed.errors import InvalidConfig, StorageClosed, WrongDtype, WrongShape
+from rockbed.optimizers.config import Configured, Registry, parameter
+from rockbed.storage.counting_bloom import COUNTER_MAX, FPR_LEAST, CountingBloom, FilterFile
 from rockbed.types import I64, U64, Bool
 
-_DEFAULTS: dict[str, Any] = {"capacity": 1 << 28, "count": 15, "path": "", "fpr": 1e-3, "reload": True}
+_CAPACITY_MAX = 1 << 40
+_DEFAULT_NAME = "rockbed-filter"
+
+
+def _capacity(value: int) -> str | None:
+    return None if 1 <= value <= _CAPACITY_MAX else f"must be from 1 to {_CAPACITY_MAX}"
+
+
+def _count(value: int) -> str | None:
+    return None if 1 <= value <= COUNTER_MAX else f"must be from 1 to {COUNTER_MAX}, where 4-bit counters stop"
+
+
+def _rate(value: float) -> str | None:
+    return None if FPR_LEAST <= value < 1 else f"must be in [{FPR_LEAST:g}, 1)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings(Configured):
+    """Parameters of a filter."""
+
+    kind: ClassVar[str] = "filter"
+    name: ClassVar[str] = "counting_bloom"
+    capacity: int = parameter(int, "capacity", "max_element_size", default=1 << 28, check=_capacity)
+    count: int = parameter(int, "count", "filter_freq", default=COUNTER_MAX, check=_count)
+    path: str = parameter(str, "path", default="")
+    fpr: float = parameter(float, "fpr", "false_positive_probability", default=1e-3, check=_rate)
+    reload: bool = parameter(bool, "reload", default=True)
+
+
+_registry: Registry[_Settings] = Registry("filter")
+_registry.register(_Settings)
 
 
 class PyFilter:
     """Counts keys approximately, in a file; `check` says whether a key was added at least `count` times.
 
-    No key that was is missed; of those that were not, a share of `fpr` is taken for one while up to `capacity` keys
-    are counted. The admission rules of PyEmbedding do the same inside the store; this is for callers who decide
-    themselves.
+    No key that was is missed. Of those that were not, a share of at most `fpr` is taken for one while up to `capacity`
+    different keys (of all groups together) are counted, far fewer when `count` is more than 1. Thread-safe. The
+    admission rules of PyEmbedding do the same inside the store; this is for callers who decide themselves.
     """
 
     def __init__(self, params: Parameters | Mapping[str, Any] | None = None, /, **parameters: Any) -> None:
-        """Open a filter's file, or make one.
+        """Open a filter's file, or make one. Parameters in a bag, by keyword, or some each way.
 
-        capacity: keys, by default 2^28. count: 1..15 (counters have 4 bits), 15. fpr: 1e-3. path: by default
-        rockbed-filter in the temporary directory. reload: go on with a file that is there (True), or begin anew.
+        capacity: keys, by default 2^28. count: 1..15 (counters have 4 bits), by default 15. fpr: by default 1e-3.
+        path: by default `rockbed-filter` in the temporary directory. reload: go on with a file that is there (True), or
+        begin anew (False).
 
-        The file is 7.2 bytes a key of capacity at fpr 1e-3, sparse at first.
-        Raises UnknownName, InvalidConfig (with every problem), StorageCorrupt (another filter's file), the disk's
-        errors.
+        The file is 7.2 bytes a key of capacity at fpr 1e-3, 1.9 GB by default, sparse until keys are added. One
+        PyFilter at a time may have it open. `count` is not kept in it: every opening says it anew.
+        Raises UnknownName, InvalidConfig (with every problem; also for a file that was made with another capacity or
+        fpr), StorageCorrupt (a file that is no filter: it is never overwritten), StoreLocked, StorageFull (less room
+        on the disk than the counters may come to take) and the disk's other errors.
         """
-        given = {**(params.as_dict() if isinstance(params, Parameters) else params or {}), **parameters}
-        unknown = sorted(set(given) - set(_DEFAULTS))
-        if unknown:
-            raise UnknownName(f"filter parameter {unknown[0]!r} is unknown. Known: {', '.join(_DEFAULTS)}")
-        chosen = {**_DEFAULTS, **given}
-        problems = _problems(chosen)
-        if problems:
-            raise InvalidConfig("filter: " + "; ".join(problems))
-        self.count: int = chosen["count"]
-        path = os.fspath(chosen["path"]) or os.path.join(tempfile.gettempdir(), "rockbed-filter")
-        self._bloom = CountingBloom(
-            Path(path), capacity=chosen["capacity"], fpr=float(chosen["fpr"]), reload=chosen["reload"]
-        )
+        if params is not None and not isinstance(params, Parameters | Mapping):
+            raise InvalidConfig(f"filter: expected Parameters or a mapping of names to values, not {params!r}")
+        bag = params.as_dict() if isinstance(params, Parameters) else dict(params or {})
+        if twice := sorted(bag.keys() & parameters.keys()):
+            raise InvalidConfig(f"filter: given twice, in the parameters and by keyword: {', '.join(twice)}")
+        given = {**bag, **parameters}
+        if isinstance(given.get("path"), os.PathLike):
+            given["path"] = os.fspath(given["path"])
+        settings = _registry.make(_Settings.name, given)
+        self.count: int = settings.count
+        self._lock = threading.Lock()
+        path = Path(settings.path) if settings.path else Path(tempfile.gettempdir()) / _DEFAULT_NAME
+        self._file = FilterFile(path, capacity=settings.capacity, fpr=settings.fpr, reload=settings.reload)
 
     @property
     def path(self) -> Path:
         """The file."""
-        return self._bloom.path
+        return self._file.path
 
     @overload
-    def check(self, group: int, key: int) -> bool: ...
+    def check(self, group: int, key: int | np.integer[Any]) -> bool: ...
     @overload
     def check(self, group: int, key: I64 | U64) -> Bool: ...
-    def check(self, group: int, key: int | I64 | U64) -> bool | Bool:
+    def check(self, group: int, key: int | np.integer[Any] | I64 | U64) -> bool | Bool:
         """Whether a key was added at least `count` times. key: an int, or int64[n] or uint64[n], which gives bool[n].
 
-        Raises InvalidConfig, WrongDtype, WrongShape, StorageClosed.
+        Raises InvalidConfig (group), WrongDtype, WrongShape, StorageClosed.
         """
-        self._check_open()
-        found: Bool = self._bloom.least(_group(group), _keys(key)) >= self.count
+        keys, group = _keys(key), _group(group)
+        with self._lock:
+            found: Bool = self._counters().least(keys, group=group) >= self.count
         return found if isinstance(key, np.ndarray) else bool(found[0])
 
-    def add(self, group: int, key: int | I64 | U64, num: int = 1) -> None:
-        """Count a key, or each key of an array, `num` times. Raises as `check` does."""
-        self._check_open()
-        if isinstance(num, bool) or not isinstance(num, int) or num < 0:
-            raise InvalidConfig(f"num is {num!r}: give a whole number of at least 0")
-        keys = _keys(key)
-        self._bloom.add(_group(group), keys, np.full(keys.size, min(num, COUNTER_MAX)))
+    def add(self, group: int, key: int | np.integer[Any] | I64 | U64, num: int | I64 = 1) -> None:
+        """Count a key, or each key of an array, `num` times: an int, or int64[n], one for each key; at least 0.
+
+        Counters stop at 15. Raises InvalidConfig (group, num), WrongDtype, WrongShape, StorageClosed.
+        """
+        keys, group = _keys(key), _group(group)
+        nums = _nums(num, keys.size)
+        with self._lock:
+            self._counters().add(keys, nums, limit=COUNTER_MAX, group=group)
 
     def flush(self) -> None:
-        """Force the counters to the disk."""
-        self._check_open()
-        self._bloom.flush()
+        """Force the counters to the disk. Raises StorageClosed, the disk's errors."""
+        with self._lock:
+            self._counters()
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file. May be called twice."""
-        self._bloom.close()
+        with self._lock:
+            self._file.close()
 
-    def _check_open(self) -> None:
-        if self._bloom.closed:
+    def _counters(self) -> CountingBloom:
+        if self._file.counters is None:
             raise StorageClosed(f"the filter {self.path} is closed: open another PyFilter")
+        return self._file.counters
 
     def __enter__(self) -> "PyFilter":
         return self
@@ -99,25 +141,9 @@ class PyFilter:
         self.close()
 
 
-def _problems(chosen: dict[str, Any]) -> list[str]:
-    problems = []
-    for name, most in (("capacity", 1 << 40), ("count", COUNTER_MAX)):
-        value = chosen[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            problems.append(f"{name} is {value!r}, not a whole number from 1 to {most}")
-    fpr = chosen["fpr"]
-    if isinstance(fpr, bool) or not isinstance(fpr, int | float) or not 0 < fpr < 1:
-        problems.append(f"fpr is {fpr!r}, not between 0 and 1")
-    if not isinstance(chosen["path"], str | os.PathLike):
-        problems.append(f"path is {chosen['path']!r}, not a path")
-    if not isinstance(chosen["reload"], bool):
-        problems.append(f"reload is {chosen['reload']!r}, not True or False")
-    return problems
-
-
 def _group(group: int) -> int:
     if isinstance(group, bool) or not isinstance(group, int | np.integer) or not 0 <= group < GROUPS:
-        raise InvalidConfig(f"group is {group!r}, not 0..{GROUPS - 1}")
+        raise InvalidConfig(f"group is {group!r}, not an int from 0 to {GROUPS - 1}")
     return int(group)
 
 
@@ -127,3 +153,17 @@ def _keys(key: Any) -> I64:
     if isinstance(key, bool) or not isinstance(key, int | np.integer) or not -(2**63) <= key < 2**64:
         raise WrongDtype(f"key is {key!r}: give an int of 64 bits, or an array of int64 or uint64")
     return np.array([int(key) - 2**64 if key >= 2**63 else int(key)], np.int64)
+
+
+def _nums(num: Any, n: int) -> I64:
+    if isinstance(num, np.ndarray):
+        if num.dtype != np.dtype(np.int64):
+            raise WrongDtype(f"num must be an int or an array of int64, not of {num.dtype}")
+        if num.shape != (n,):
+            raise WrongShape(f"num must be an int or int64[{n}], one for each key, not of the shape {list(num.shape)}")
+        if n and num.min() < 0:
+            raise InvalidConfig(f"num holds {num.min()}: keys cannot be taken back, give numbers of at least 0")
+        return np.array(num)
+    if isinstance(num, bool) or not isinstance(num, int | np.integer) or num < 0:
+        raise InvalidConfig(f"num is {num!r}: give a whole number of at least 0")
+    return np.full(n, min(int(num), COUNTER_MAX), np.int64)

@@ -64,6 +64,7 @@ class Engine:
         self._background: Any = None
         self.background_error: Exception | None = None
         self.flushed_lsn = 0
+        self.repaired = False  # the journal was damaged, and cut off there
         self.lock = opening.lock(self.directory, config)
         try:
             # RocksDB reckons with the system's clock: under another one its TTL must not drop anything

@@ -270,8 +270,8 @@ class Group:
                 missing = 0
             self.table.gather(rows, out, 0.0)
             left = self.table.left
-        self.counters.lookup_keys += keys.size
-        self.counters.memory_hits += hits
+            self.counters.lookup_keys += keys.size
+            self.counters.memory_hits += hits
         if missing:
             positions = self._not_padding(keys, np.flatnonzero(rows < 0))
             distinct, inverse, counts = np.unique(keys[positions], return_inverse=True, return_counts=True)
@@ -342,13 +342,13 @@ class Group:
                     left = self.table.left - 1  # whatever was fetched may be stale by now
         nothing = np.flatnonzero(rows < 0)
         if nothing.size:
-            self._fill_absent(
-                keys[nothing], out, nothing, self.config.unadmitted_value if train else self.config.miss_value
-            )
-            if train:
-                self.counters.not_admitted += int(counts[nothing].sum())
-            else:
-                self.counters.misses += int(counts[nothing].sum())
+            value = self.config.unadmitted_value if train else self.config.miss_value
+            self._fill_absent(keys[nothing], out, nothing, value)
+            with self.lock:
+                if train:
+                    self.counters.not_admitted += int(counts[nothing].sum())
+                else:
+                    self.counters.misses += int(counts[nothing].sum())
 
     def _admit(self, fetched: Fetched, counts: I64, now_ms: int) -> Bool:
         """Which keys may get a row; counts the occurrences of those that have none."""

@@ -23,6 +23,7 @@ from rockbed.storage.rows import RowFiles
 if TYPE_CHECKING:
     from rockbed.server.engine import Engine
 
+_LOST_ENTRIES = 1 << 32  # LSNs left out after a repair: more than a journal within its limit can hold
 _OWN = {"LOCK", *PARTS}
 
 
@@ -69,7 +70,9 @@ def open_rows(directory: Path, config: StoreConfig, rocksdb_ttl_s: int) -> RowFi
     catalog = Catalog.read(directory)
     if catalog.flushed_lsn > 0 and not (directory / "rows" / "CURRENT").is_file():
         # RocksDB would make an empty database there, and delete the table files as obsolete
-        raise StorageCorrupt(f"{directory} has lost rows/ or its CURRENT file. Nothing was changed; restore a checkpoint")
+        raise StorageCorrupt(
+            f"{directory} has lost rows/ or its CURRENT file. Nothing was changed; restore a checkpoint"
+        )
     return RowFiles(
         directory / "rows", ttl_s=rocksdb_ttl_s, cache_bytes=config.block_cache_bytes, read_only=config.read_only
     )
@@ -92,6 +95,8 @@ def recover(engine: "Engine") -> None:
         engine.journal.last_lsn = last_lsn
     else:
         engine.journal.open_for_append(last_lsn)
+        if engine.repaired:
+            engine.flush()  # from here on nothing needs the entries between
 
 
 def _replay(engine: "Engine", flushed_lsn: int) -> int:
@@ -116,7 +121,9 @@ def _replay(engine: "Engine", flushed_lsn: int) -> int:
             if not engine.config.repair:
                 raise
             set_aside(engine.directory / "journal", path, end, [p for _, p in segments[i + 1 :]])
-            return last
+            engine.repaired = True
+            # rows/ may hold rows that have seen entries which are lost now: new entries must be younger than those
+            return last + _LOST_ENTRIES
         if i + 1 == len(segments) and not engine.config.read_only:
             truncate(path, end)
     return last

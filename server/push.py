@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rockbed.errors import GradientNotFinite
+from rockbed.parallel import in_parts
 from rockbed.server.group import Fetched, Group
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import Section
@@ -33,7 +34,10 @@ def must_be_finite(group: Group, keys: I64, grads: F32) -> None:
 
 def not_finite_rows(grads: F32) -> I64:
     """The rows of float32[n, dim] that hold NaN or Inf: int64[m]."""
-    if k.all_finite(grads.reshape(-1).view(np.int32)):
+    bits = grads.view(np.int32)
+    finite: list[bool] = []
+    in_parts(grads.shape[0], lambda part: finite.append(k.all_finite(bits[part].reshape(-1))))
+    if all(finite):
         return np.empty(0, np.int64)
     found = np.empty(grads.shape[0], np.int64)
     return found[: k.not_finite(grads.view(np.int32), found)]
@@ -150,7 +154,7 @@ def _combine(group: Group, keys: I64, rows: I64, grads: F32) -> Prepared:
     count = k.distinct(rows, group.table.mark, first, inverse)
     if count < rows.size:
         sums = np.empty((count, group.config.dim), np.float32)
-        k.sum_by(grads, inverse, first, sums)
+        in_parts(count, lambda part: k.sum_by(grads, inverse, first, part.start, part.stop, sums))
         rows, keys, grads = rows[first[:count]], keys[first[:count]], sums
         must_be_finite(group, keys, grads)  # finite gradients can have an infinite sum
     if group.config.not_finite == "skip_row":
@@ -180,10 +184,12 @@ def apply(group: Group, rows: I64, grads: F32, *, sequential: bool, step: int, n
             at = np.flatnonzero(rank == turn)
             _update(group, rows[at], grads[at], step, now_ms, lsn)
     elif rows.size:
-        _update(group, rows, grads, step, now_ms, lsn)
+        in_parts(rows.size, lambda part: _update(group, rows[part], grads[part], step, now_ms, lsn))
+    group.counters.updates += rows.size
 
 
 def _update(group: Group, rows: I64, grads: F32, step: int, now_ms: int, lsn: int) -> None:
+    # rows: distinct, so that parts of a batch can be updated side by side
     config, table = group.config, group.table
     steps = np.empty(rows.size, np.int64)
     k.stamp(table.header, table.flags, rows, now_ms, lsn, steps)
@@ -204,7 +210,6 @@ def _update(group: Group, rows: I64, grads: F32, step: int, now_ms: int, lsn: in
         low = -np.inf if config.weight_min is None else config.weight_min
         high = np.inf if config.weight_max is None else config.weight_max
         k.bound_weights(table.data, rows, config.dim, np.float32(low), np.float32(high))
-    group.counters.updates += rows.size
 
 
 # --- from the journal ---

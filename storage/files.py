@@ -50,7 +50,7 @@ def os_errors(doing: str) -> Iterator[None]:
 
 def rocksdb_error(error: Exception, doing: str) -> RockbedError:
     """The Rockbed error for an exception of rocksdict, told apart by RocksDB's status text."""
-    text = str(error)
+    text = " ".join(str(error).split())  # RocksDB breaks lines
     lower = text.lower()
     if "no space left" in lower or "quota" in lower or "file too large" in lower:
         return StorageFull(f"no room left while {doing}: {text}. Free some space and repeat the call")

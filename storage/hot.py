@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 
+from rockbed.parallel import in_parts
 from rockbed.storage import hot_kernels as k
 from rockbed.storage import index as ix
 from rockbed.storage.memory import release_tail, reserve
@@ -74,17 +75,26 @@ class HotTable:
         self._hand = 0
         self.left = 0  # grows whenever a row leaves memory: what was read from disk before may be stale after
         self.evictions = 0
+        self.calls = 0  # of `find`: write-back sees by it whether anybody is using the group
 
     # --- find ---
 
     def find(self, keys: I64, touch: int = k.TOUCHED) -> tuple[I64, int]:
         """The row of each key, -1 where it is not in memory, and how many are not. keys: int64[n] -> int64[n]."""
+        self.calls += 1
         rows = np.empty(keys.shape[0], np.int64)
-        return rows, ix.find(self.index, keys, self.flags, touch, rows)
+        missing: list[int] = []
+        # parts may mark the same row, each with the same bits
+        in_parts(
+            keys.shape[0],
+            lambda part: missing.append(ix.find(self.index, keys[part], self.flags, touch, rows[part])),
+        )
+        return rows, sum(missing)
 
     def gather(self, rows: I64, out: F32, missing: float) -> None:
         """out[i] = the weights of rows[i], or `missing` where it is -1. out: float32[n, dim], C-contiguous."""
-        k.gather(self.data, rows, self.dim, out, np.float32(missing))
+        value = np.float32(missing)
+        in_parts(rows.shape[0], lambda part: k.gather(self.data, rows[part], self.dim, out[part], value))
 
     # --- rows come ---
 

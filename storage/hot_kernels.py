@@ -100,12 +100,15 @@ def distinct(rows: I64, mark: I32, first: I64, inverse: I64) -> int:
 
 
 @kernel
-def sum_by(grads: F32, inverse: I64, first: I64, sums: F32) -> None:
-    """sums[u] = sum of grads[i] over inverse[i] == u, added in order of appearance. sums: float32[count, dim]."""
+def sum_by(grads: F32, inverse: I64, first: I64, low: int, high: int, sums: F32) -> None:
+    """sums[u] = sum of grads[i] over inverse[i] == u, added in order of appearance, for low <= u < high.
+
+    sums: float32[count, dim].
+    """
     dim = grads.shape[1]
     for i in range(grads.shape[0]):
         u = inverse[i]
-        if u < 0:
+        if u < low or u >= high:
             continue
         if first[u] == i:
             for j in range(dim):

@@ -178,13 +178,19 @@ class Journal:
         with self._lock:
             if self.last_lsn <= flushed_lsn and self._offset > _FILE.size:
                 self._new_segment()
+            old = []
             while len(self.segments) > 1 and self.segments[1][0] <= flushed_lsn + 1:
-                _, path = self.segments.pop(0)
-                with os_errors(f"trimming the journal in {self._directory}"):
-                    self.total_bytes -= path.stat().st_size
-                    path.unlink()
-                if path in self._retired:  # nobody needs it synced any more, and an open handle holds its space
-                    os.close(self._retired.pop(path))
+                old.append(self.segments.pop(0)[1])
+            # nobody needs these synced any more, and an open handle holds its file's space
+            handles = [self._retired.pop(path) for path in old if path in self._retired]
+        with os_errors(f"trimming the journal in {self._directory}"):
+            for path in old:  # outside the lock: to delete a large file takes milliseconds
+                size = path.stat().st_size
+                path.unlink()
+                with self._lock:
+                    self.total_bytes -= size
+        for handle in handles:
+            os.close(handle)
 
     def copy_to(self, directory: Path) -> None:
         """Copy everything appended so far, whole entries only, into an empty directory, durably."""

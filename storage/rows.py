@@ -214,9 +214,14 @@ class RowFiles:
             items = self._db.items(from_key=start, read_opt=options)
             while chunk := list(islice(items, limit or _SCAN_ROWS)):
                 keys, values = zip(*chunk, strict=True)
+                start = keys[-1] + b"\0"
                 yield list(keys), list(values)
                 if limit:
                     return
+            # rocksdict's iterators end without a word at a block that cannot be read: ask whether this was the end
+            cursor = self._db.iter(options)
+            cursor.seek(start)
+            cursor.status()
         except Exception as error:
             raise rocksdb_error(error, f"scanning group {group} in {self._path}") from error
 

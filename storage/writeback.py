@@ -15,8 +15,9 @@ from rockbed.storage.rows import RowFiles
 from rockbed.types import I32, I64, U8
 
 RUN_BYTES = 24 << 20  # of records in one run; a write-back takes about twice that in memory
-_LOCKED_ROWS = 2048  # rows copied under a group's lock at a time, at the least: about 0.1 ms
+_LOCKED_ROWS = 256  # rows copied under a group's lock at a time, at the least: about 0.03 ms
 _LOCKED_ROWS_MAX = 65_536
+_LONG_S = 1e-3  # to wait for a group's lock: its callers work on large batches
 
 
 class Part(Protocol):
@@ -70,7 +71,7 @@ class WriteBack:
         stamp = self._files.stamp(expires=part.expires())
         count = 0
         try:
-            start, piece = 0, _LOCKED_ROWS
+            start, piece, calls = 0, _LOCKED_ROWS, -1
             while start < dirty.size:
                 asked = time.perf_counter()
                 with part.lock:
@@ -80,7 +81,10 @@ class WriteBack:
                 start += piece
                 # Who calls with large batches holds the lock for long and may wait as long: taking small pieces between
                 # them, write-back would fall behind. Small calls are met with small pieces.
-                piece = min(2 * piece, _LOCKED_ROWS_MAX) if got - asked > done - got else max(piece // 2, _LOCKED_ROWS)
+                behind = got - asked > max(_LONG_S, 2 * (done - got))
+                idle = part.table.calls == calls
+                calls = part.table.calls
+                piece = min(4 * piece, _LOCKED_ROWS_MAX) if idle or behind else _LOCKED_ROWS
                 time.sleep(5e-5)  # long enough for a thread that waits for the lock to wake up and have it
             if count:
                 keys = keys[:count]

@@ -126,7 +126,7 @@ class Journal:
                     written = self._write(buffers)
                     if self._fsync_always:
                         os.fdatasync(self._handle)
-            except Exception:
+            except BaseException:  # Ctrl-C too: the rest of a longer entry must not stay behind a shorter one
                 self._take_back()
                 raise
             self._offset += written

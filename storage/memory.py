@@ -29,10 +29,10 @@ def reserve(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 
 def release_tail(array: NDArray[Any], first: int) -> None:
     """Give back the memory of `array[first:]`, an array made by `reserve`; what is read there afterwards is zero."""
-    block = array
-    while not isinstance(block.base, memoryview | mmap.mmap):
-        block = block.base  # type: ignore[assignment]
-    owner = block.base.obj if isinstance(block.base, memoryview) else block.base
+    block: Any = array
+    while isinstance(block, np.ndarray):
+        block = block.base
+    owner = block.obj if isinstance(block, memoryview) else block
     if not isinstance(owner, mmap.mmap):
         raise TypeError("release_tail takes an array made by reserve()")
     page = mmap.PAGESIZE

@@ -1,0 +1,37 @@
+"""Request numbers: applied once, in any order within the window."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rockbed.errors import RequestTooOld
+from rockbed.server.clients import Clients
+from rockbed.storage.entries import Request
+
+WINDOW = 8
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 40)), max_size=60), st.integers(0, 60))
+def test_a_request_is_known_when_it_was_recorded_and_never_otherwise(
+    asked: list[tuple[str, int]], reload_at: int
+) -> None:
+    clients = Clients(WINDOW)
+    applied: dict[str, set[int]] = {"a": set(), "b": set()}
+    for i, (client, number) in enumerate(asked):
+        if i == reload_at:
+            stored, clients = clients.snapshot(), Clients(WINDOW)
+            clients.load(stored)
+        newest = max(applied[client], default=0)
+        if number <= newest - WINDOW:
+            with pytest.raises(RequestTooOld, match=f"{newest}"):
+                clients.applied(Request(client, number))
+            continue
+        assert clients.applied(Request(client, number)) == (number in applied[client])
+        if number not in applied[client]:
+            clients.record(Request(client, number))
+            applied[client].add(number)
+        assert clients.last(client) == max(applied[client])
+
+
+def test_a_client_that_never_asked_has_no_last_request() -> None:
+    assert Clients(WINDOW).last("nobody") == 0

@@ -1,0 +1,170 @@
+"""The journal: what was appended is read back; a cut end is dropped, damage is an error."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rockbed.errors import FormatTooNew, JournalCorrupt, StorageFailed, StorageFull
+from rockbed.storage.entries import Kind
+from rockbed.storage.journal import Entry, Journal, read_segment
+
+
+def _journal(directory: Path, last: int = 0, **options: Any) -> Journal:
+    directory.mkdir(exist_ok=True)
+    journal = Journal(directory, fsync="never", **options)
+    journal.open_for_append(last)
+    return journal
+
+
+def _payload(n: int) -> list[Any]:
+    return [n.to_bytes(8, "little"), np.arange(n, dtype=np.int64), np.full((n, 2), n, np.float32)]
+
+
+def _flat(parts: list[Any]) -> bytes:
+    return b"".join(p if isinstance(p, bytes) else p.tobytes() for p in parts)
+
+
+def _read(directory: Path) -> list[Entry]:
+    files = Journal.files(directory)
+    return [entry for _, path in files for _, entry in read_segment(path, last=path == files[-1][1])]
+
+
+def test_entries_come_back_in_order_with_their_numbers(tmp_path: Path) -> None:
+    journal = _journal(tmp_path / "j", last=41)
+    assert [journal.append(Kind.PUSH, 1_000 + n, _payload(n)) for n in range(5)] == [42, 43, 44, 45, 46]
+    journal.close()
+    entries = _read(tmp_path / "j")
+    assert [(e.lsn, e.kind, e.time_ms, bytes(e.payload)) for e in entries] == [
+        (42 + n, Kind.PUSH, 1_000 + n, _flat(_payload(n))) for n in range(5)
+    ]
+
+
+def test_segments_are_cut_by_size_and_trimmed_by_number(tmp_path: Path) -> None:
+    journal = _journal(tmp_path / "j", segment_bytes=400)
+    for n in range(12):
+        journal.append(Kind.PUSH, n, _payload(9))
+    assert len(journal.segments) > 3
+    assert journal.total_bytes == sum(p.stat().st_size for _, p in journal.segments)
+    journal.trim(7)
+    kept = [e.lsn for e in _read(tmp_path / "j")]
+    assert kept[-1] == 12
+    assert 1 not in kept
+    assert set(range(8, 13)) <= set(kept)
+    assert journal.total_bytes == sum(p.stat().st_size for p in (tmp_path / "j").iterdir())
+    journal.trim(12)
+    assert _read(tmp_path / "j") == []
+    assert journal.append(Kind.PUSH, 0, _payload(1)) == 13
+    journal.close()
+
+
+def test_a_journal_cut_anywhere_in_its_last_entry_keeps_all_before(tmp_path: Path) -> None:
+    journal = _journal(tmp_path / "j")
+    for n in range(3):
+        journal.append(Kind.PUSH, n, _payload(2))
+    journal.close()
+    path = journal.segments[-1][1]
+    ends = [end for end, _ in read_segment(path, last=True)]
+    whole = path.read_bytes()
+    for cut in range(ends[1], ends[2]):
+        path.write_bytes(whole[:cut])
+        assert [e.lsn for _, e in read_segment(path, last=True)] == [1, 2]
+        if cut > ends[1]:
+            with pytest.raises(JournalCorrupt, match="cut short"):
+                list(read_segment(path, last=False))
+    path.write_bytes(whole[: ends[1]] + bytes(200))  # as a power cut may leave it: longer than what was synced
+    assert [e.lsn for _, e in read_segment(path, last=True)] == [1, 2]
+
+
+def test_any_changed_byte_is_damage_and_never_read_as_data(tmp_path: Path) -> None:
+    journal = _journal(tmp_path / "j")
+    for n in range(3):
+        journal.append(Kind.PUSH, n, _payload(2))
+    journal.close()
+    path = journal.segments[-1][1]
+    whole = path.read_bytes()
+    for at in range(16, len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :])
+        with pytest.raises(JournalCorrupt, match=f"{path.name} is damaged at byte"):
+            list(read_segment(path, last=True))
+
+
+def test_a_newer_format_is_told_apart_from_damage(tmp_path: Path) -> None:
+    journal = _journal(tmp_path / "j")
+    journal.close()
+    path = journal.segments[-1][1]
+    path.write_bytes(b"ROCKBED-JRNL" + (2).to_bytes(4, "little"))
+    with pytest.raises(FormatTooNew, match="format 2"):
+        list(read_segment(path, last=True))
+    path.write_bytes(b"something else..")
+    with pytest.raises(JournalCorrupt):
+        list(read_segment(path, last=True))
+
+
+def test_a_write_that_fails_half_way_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = _journal(tmp_path / "j")
+    journal.append(Kind.PUSH, 0, _payload(4))
+    real, calls = os.pwritev, []
+
+    def full(handle: int, buffers: Any, offset: int) -> int:
+        calls.append(offset)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(handle, [buffers[0][:20]], offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", full)
+        with pytest.raises(StorageFull, match="repeat it"):
+            journal.append(Kind.PUSH, 1, _payload(4))
+    assert journal.append(Kind.PUSH, 2, _payload(4)) == 2
+    journal.close()
+    assert [(e.lsn, e.time_ms) for e in _read(tmp_path / "j")] == [(1, 0), (2, 2)]
+
+
+def test_a_failed_write_that_cannot_be_taken_back_stops_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = _journal(tmp_path / "j")
+    journal.append(Kind.PUSH, 0, _payload(4))
+
+    def fail(*_: Any) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", fail)
+        patch.setattr(os, "ftruncate", fail)
+        with pytest.raises(StorageFailed):
+            journal.append(Kind.PUSH, 1, _payload(4))
+    with pytest.raises(StorageFailed, match="reopen the store"):
+        journal.append(Kind.PUSH, 1, _payload(4))
+    journal.close()
+
+
+def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwritev
+    journal = _journal(tmp_path / "j")
+    monkeypatch.setattr(os, "pwritev", lambda handle, buffers, offset: real(handle, [buffers[0][:13]], offset))
+    journal.append(Kind.PUSH, 0, _payload(50))
+    journal.close()
+    assert [bytes(e.payload) for e in _read(tmp_path / "j")] == [_flat(_payload(50))]
+
+
+@pytest.mark.parametrize(("fsync", "before", "after"), [("always", 3, 3), ("interval", 0, 1), ("never", 0, 1)])
+def test_fsync_waits_for_the_disk_when_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: str, before: int, after: int
+) -> None:
+    (tmp_path / "j").mkdir()
+    journal = Journal(tmp_path / "j", fsync=fsync)
+    journal.open_for_append(0)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    for n in range(3):
+        journal.append(Kind.PUSH, n, _payload(1))
+    assert len(synced) == before
+    journal.sync()
+    journal.sync()
+    assert len(synced) == after
+    journal.close()

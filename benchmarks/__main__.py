@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows, 2 rounds, parts memory and crash")
     parser.add_argument("--directory", type=Path, help="where the stores lie while they are measured (a temporary one)")
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"), help="for the results (%(default)s)")
+    parser.add_argument("--add", action="store_true", help="keep the parts that OUTPUT holds and that are not run now")
     options = parser.parse_args()
     if options.quick:
         options.rows, options.rounds, options.parts = options.rows // 10, 2, "memory,crash"
@@ -48,6 +49,8 @@ def main() -> int:
                     _say(f"  {record.workload}, round {record.round + 1}: {record.contender} {rate}/s")
     finally:
         shutil.rmtree(root, ignore_errors=True)
+    if options.add:
+        records = _others(options.output / "results.json", parts) + records
     outcomes = targets.judge(targets.TARGETS, records)
     text = _document(records, outcomes, machine(), time.perf_counter() - started)
     print(text)
@@ -61,6 +64,12 @@ def main() -> int:
     except ImportError as problem:
         _say(f"no plots: {problem} (pip install 'rockbed[bench]')")
     return 0
+
+
+def _others(path: Path, parts: list[str]) -> list[sessions.Record]:
+    """The records of an earlier run, but for those of `parts`."""
+    stored = json.loads(path.read_text())["records"] if path.is_file() else []
+    return [sessions.Record(**each) for each in stored if each["part"] not in parts]
 
 
 def _pythons(names: list[str]) -> dict[str, Path]:

@@ -250,11 +250,16 @@ def disk(bench: Bench, round_: int) -> Measured:
     return Measured(0, [seconds], {"bytes": size, "bytes_a_row": size / bench.settings.rows / bench.settings.tables})
 
 
+STATED_BYTES = 256 << 20  # what docs/operations.md says that a busy store takes beside its budget
+
+
 def memory(bench: Bench, round_: int) -> Measured:
-    """The process' resident memory, now and at its highest, in bytes; and its growth as a part of the memory budget."""
+    """The process' resident memory, now and at its highest, bytes; of_budget: its growth, less what the documentation
+    states beside the budget, as a part of the budget.
+    """
     found = {**resident(), "at_open": bench.resident_at_open}
     if bench.settings.memory_budget is not None:
-        found["of_budget"] = (found["highest"] - bench.resident_at_open) / bench.settings.memory_budget
+        found["of_budget"] = (found["highest"] - bench.resident_at_open - STATED_BYTES) / bench.settings.memory_budget
     return Measured(0, [], found)
 
 

@@ -11,6 +11,7 @@ from rockbed.client.optimizer import PyOptimizer
 from rockbed.client.parameters import Parameters
 from rockbed.config import GroupConfig, Named
 from rockbed.errors import InvalidConfig, WrongDtype
+from rockbed.server.admission import checked_admission
 from rockbed.types import F32, I64, U64
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class PyEmbedding:
             duplicates=duplicates,
             absent=absent,
             step=step,
-            admission=None if admission is None else dict(_mapping(admission)),
+            admission=None if admission is None else checked_admission(_mapping(admission)),
             unadmitted_value=unadmitted_value,
             miss_value=miss_value,
             clip_norm=clip_norm,

@@ -72,8 +72,8 @@ def _prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
 def prefetch(array: Any, offset: int) -> None:
     """Ask the CPU to load the cache line at byte `offset` of a C-contiguous array. Inside kernels only.
 
-    Random rows cost a cache miss each; asked for some iterations ahead the misses overlap. Measured on
-    1M rows of dim 16 (benchmarks/kernels.py): the Adagrad step 5 M rows/s without it, 60 M with it.
+    Random rows cost a cache miss each; asked for some iterations ahead the misses overlap. How much that gains depends
+    on the machine: `python -m benchmarks.kernels` measures the Adagrad step with it and without.
     """
     _prefetch(array, offset)
 

@@ -1,7 +1,6 @@
-"""The counters of admission rules on disk: one .npz a group, replaced at every flush."""
+"""The counters of admission rules on disk: one .npz a group, replaced at a flush where they have changed."""
 
 import io
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,20 @@ from rockbed.storage.files import os_errors, write_atomically
 
 
 def save(directory: Path, groups: Iterable[Group]) -> None:
-    """Write the counters of each group that has an admission rule."""
+    """Write the counters of each group that has an admission rule and counted since they were written last."""
     for group in groups:
-        if group.admission is None:
-            continue
         with group.lock:
+            if group.admission is None or not group.admission_changed:
+                continue
             state = group.admission.state()
-        buffer = io.BytesIO()
-        np.savez(buffer, **dict[str, Any](state))
-        write_atomically(directory / f"{group.number}.npz", buffer.getvalue())
+            group.admission_changed = False
+        try:
+            buffer = io.BytesIO()
+            np.savez(buffer, **dict[str, Any](state))
+            write_atomically(directory / f"{group.number}.npz", buffer.getvalue())
+        except BaseException:
+            group.admission_changed = True
+            raise
 
 
 def load(directory: Path, groups: Iterable[Group]) -> None:
@@ -31,10 +35,15 @@ def load(directory: Path, groups: Iterable[Group]) -> None:
         path = directory / f"{group.number}.npz"
         if group.admission is None or not path.is_file():
             continue
+        with os_errors(f"reading {path}"):
+            content = io.BytesIO(path.read_bytes())
         try:
-            with os_errors(f"reading {path}"), np.load(path, allow_pickle=False) as stored:
+            with np.load(content, allow_pickle=False) as stored:
                 group.admission.restore({name: stored[name] for name in stored.files})
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever zipfile and numpy stumble over: they have no error of their own for it
             raise StorageCorrupt(
-                f"{path} is damaged ({error}): remove it to begin counting anew, or restore a checkpoint"
+                f"{path} is damaged ({error or type(error).__name__}): remove it to begin counting anew, or restore a "
+                "checkpoint"
             ) from error

@@ -3,6 +3,8 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rockbed.errors import RockbedError, StorageFull
@@ -15,11 +17,25 @@ if TYPE_CHECKING:
 _log = logging.getLogger("rockbed")
 _TICK_S = 0.2
 _BALANCE_S = 1.0
+_PAUSE_MAX_S = 5.0  # between two attempts at what keeps failing: each may write much before it finds the disk full
 _DIRTY_SHARE = 0.5  # of the memory budget: above it write-back does not wait for its interval
 
 
+@dataclass(slots=True)
+class _Job:
+    """A task of the thread. do: called at every turn with the time; returns whether it got as far as where it may
+    fail. error: why it cannot work now."""
+
+    name: str
+    do: Callable[[float], bool]
+    error: Exception | None = None
+    pause_s: float = _TICK_S
+    again_at: float = 0.0
+
+
 class Background:
-    """Runs until `stop`. An error is logged, kept in `engine.background_error` and tried again at the next turn."""
+    """Runs until `stop`. A job that fails is logged, kept in `engine.background_error` and tried again, ever less
+    often; the others go on meanwhile."""
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
@@ -28,7 +44,14 @@ class Background:
         self._room = threading.Condition()
         self._sweeper = Sweeper(engine)
         self._rebalancer = Rebalancer(engine)
-        self._flushed_at = self._synced_at = self._balanced_at = time.monotonic()
+        self._write_back = _Job("write-back", self._write_back_if_due)
+        self._jobs = [
+            _Job("syncing the journal", self._sync_if_due),
+            self._write_back,
+            _Job("sweeping", self._sweep),
+            _Job("sharing memory between groups", self._balance_if_due),
+        ]
+        self._flushed_at = self._synced_at = self._swept_at = self._balanced_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="rockbed-background", daemon=True)
         self._thread.start()
 
@@ -47,11 +70,11 @@ class Background:
         self._wake.set()
         with self._room:
             while engine.journal.total_bytes >= limit and not self._stopping:
-                if engine.background_error is not None:
+                error = self._write_back.error
+                if error is not None:
                     raise StorageFull(
-                        f"the journal has reached journal_bytes_max={limit} and cannot be written back: "
-                        f"{engine.background_error}"
-                    ) from engine.background_error
+                        f"the journal has reached journal_bytes_max={limit} and cannot be written back: {error}"
+                    ) from error
                 self._room.wait(_TICK_S)
 
     def _run(self) -> None:
@@ -60,31 +83,61 @@ class Background:
             self._wake.clear()
             if self._stopping:
                 return
-            try:
-                self._turn(time.monotonic())
-                self._engine.background_error = None
-            except RockbedError as error:
-                if self._engine.background_error is None:
-                    _log.error("rockbed: %s (background work on %s; tried again)", error, self._engine.directory)
-                self._engine.background_error = error
-                time.sleep(_TICK_S)
+            for job in self._jobs:
+                self._attempt(job)
+            self._engine.background_error = next((job.error for job in self._jobs if job.error is not None), None)
 
-    def _turn(self, now: float) -> None:
-        engine, config = self._engine, self._engine.config
+    def _attempt(self, job: _Job) -> None:
+        now = time.monotonic()
+        if job.error is not None and now < job.again_at:
+            return
+        try:
+            works = job.do(now)
+        except Exception as error:  # also what nobody foresaw: without this thread pushes would wait for ever
+            if job.error is None:
+                trace = None if isinstance(error, RockbedError) else error
+                message = "rockbed: %s of %s failed, it is tried again: %s"
+                _log.error(message, job.name, self._engine.directory, error or repr(error), exc_info=trace)
+            job.pause_s = min(2 * job.pause_s, _PAUSE_MAX_S)
+            job.again_at = time.monotonic() + job.pause_s
+            job.error = error
+        else:
+            if works and job.error is not None:
+                _log.warning("rockbed: %s of %s works again", job.name, self._engine.directory)
+                job.error, job.pause_s = None, _TICK_S
+
+    # --- the jobs ---
+
+    def _sync_if_due(self, now: float) -> bool:
+        config = self._engine.config
         if config.fsync == "interval" and now - self._synced_at >= config.fsync_interval_s:
-            engine.journal.sync()
+            self._engine.journal.sync()
             self._synced_at = now
-        overdue = now - self._flushed_at >= config.write_back_interval_s
-        if overdue or self._pressing():
-            if engine.journal.last_lsn > engine.flushed_lsn or self._pressing():
-                engine.flush()
+        return True
+
+    def _write_back_if_due(self, now: float) -> bool:
+        overdue = now - self._flushed_at >= self._engine.config.write_back_interval_s
+        pressing = self._pressing()
+        if pressing or (overdue and self._engine.has_changed()):
+            self._engine.flush()
+        if pressing or overdue:
             self._flushed_at = time.monotonic()
             with self._room:
                 self._room.notify_all()
-        self._sweeper.turn(_TICK_S)
-        if now - self._balanced_at >= _BALANCE_S:
-            self._rebalancer.turn()
-            self._balanced_at = now
+        return True
+
+    def _sweep(self, now: float) -> bool:
+        # the time that has passed, whatever woke the thread: a busy journal must not make the sweeper busier
+        seconds, self._swept_at = now - self._swept_at, now
+        self._sweeper.turn(seconds)
+        return self._sweeper.was_on_disk
+
+    def _balance_if_due(self, now: float) -> bool:
+        if now - self._balanced_at < _BALANCE_S:
+            return False
+        self._balanced_at = now
+        self._rebalancer.turn()
+        return True
 
     def _pressing(self) -> bool:
         engine = self._engine

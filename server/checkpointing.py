@@ -26,6 +26,8 @@ def checkpoint(engine: "Engine", path: Path) -> None:
                 (draft / part).mkdir()
             for source in sorted((engine.directory / "admission").glob("*.npz")):
                 link_or_copy(source, draft / "admission" / source.name, link=False)
+            # first: a request that it says was applied must be among the entries copied
+            catalog = engine.catalog(engine.flushed_lsn)
             engine.journal.copy_to(draft / "journal")
             sync_directory(draft / "journal")
-        engine.catalog(engine.flushed_lsn).write(draft)
+        catalog.write(draft)

@@ -26,7 +26,9 @@ from rockbed.errors import (
 )
 from rockbed.server import admission_files, opening, push
 from rockbed.server.clients import Clients
-from rockbed.server.group import SPACE_TRIES, Group, rules_of
+from rockbed.server.group import SPACE_TRIES, Group
+from rockbed.server.interrupts import uninterrupted
+from rockbed.server.rules import rules_of
 from rockbed.storage.catalog import Catalog
 from rockbed.storage.entries import Kind, Request, group_parts, push_parts
 from rockbed.storage.hot import Budget, NeedSpace
@@ -71,8 +73,8 @@ class Engine:
             rocksdb_ttl_s = int(-(-config.ttl_s // 1)) if clock is time.time else 0
             self.files = opening.open_rows(self.directory, config, rocksdb_ttl_s)
             try:
-                self.write_back = WriteBack(self.files)
                 self.journal = Journal(self.directory / "journal", fsync=config.fsync)
+                self.write_back = WriteBack(self.files, self.journal.sync)
                 opening.recover(self)
             except BaseException:
                 self.files.close()
@@ -107,13 +109,13 @@ class Engine:
     def make_space(self, need: NeedSpace) -> None:
         """Write dirty rows back so that they can be evicted, or take memory from another group."""
         with self.write_back.mutex:
-            group = next(g for g in self.groups.values() if g.table is need.table)
+            group = next(g for g in list(self.groups.values()) if g.table is need.table)
             dirty = not self.config.read_only and self.write_back.write(group) > 0
             if not dirty:
                 self._take_memory(group, need.rows)
 
     def _take_memory(self, group: Group, rows: int) -> None:
-        others = [g for g in self.groups.values() if g is not group and g.table.high > 0]
+        others = [g for g in list(self.groups.values()) if g is not group and g.table.high > 0]
         wanted = (rows + group.table.count // 8) * group.table.row_bytes
         for other in sorted(others, key=lambda g: -g.table.high * g.table.row_bytes):
             if not self.config.read_only:
@@ -155,8 +157,13 @@ class Engine:
         rules_of(config)
         self.must_be_writable("create a group")
         group = Group(config, self, on_disk=False)
-        self.journal.append(Kind.GROUP, self.now_ms(), group_parts(config.to_bytes()))
+        # before its entry is written: a flush between the two would trim the entry, and its catalog not have the group
         self.groups[config.group] = group
+        try:
+            self.journal.append(Kind.GROUP, self.now_ms(), group_parts(config.to_bytes()))
+        except BaseException:
+            del self.groups[config.group]
+            raise
         self._opened_here.add(config.group)
         return group
 
@@ -227,21 +234,22 @@ class Engine:
                 for (group, keys, grads), (fetched, left) in zip(parts, ahead, strict=True):
                     prepared.append(push.prepare(group, keys, grads, fetched, left, now_ms))
                 sections = [p.section() for p in prepared if p.rows.size]
-                if sections or request is not None:
-                    lsn = self.journal.append(Kind.PUSH, now_ms, push_parts(request, sections))
-                done = True  # it is durable: from here on nothing may fail
-                for p, section in zip((p for p in prepared if p.rows.size), sections, strict=True):
-                    push.apply(
-                        p.group,
-                        p.rows,
-                        p.grads,
-                        sequential=section.sequential,
-                        step=section.step,
-                        now_ms=now_ms,
-                        lsn=lsn,
-                    )
-                if request is not None:
-                    self.clients.record(request)
+                with uninterrupted():
+                    if sections or request is not None:
+                        lsn = self.journal.append(Kind.PUSH, now_ms, push_parts(request, sections))
+                    done = True  # it is durable: from here on nothing may fail
+                    for p, section in zip((p for p in prepared if p.rows.size), sections, strict=True):
+                        push.apply(
+                            p.group,
+                            p.rows,
+                            p.grads,
+                            sequential=section.sequential,
+                            step=section.step,
+                            now_ms=now_ms,
+                            lsn=lsn,
+                        )
+                    if request is not None:
+                        self.clients.record(request)
             finally:
                 for p in prepared:
                     p.release(undo=not done)
@@ -260,10 +268,19 @@ class Engine:
                 self.write_back.write(group)
             self.files.flush()
             admission_files.save(self.directory / "admission", self.groups.values())
-            self.catalog(target).write(self.directory)
+            catalog = self.catalog(target)
+            self.journal.sync()  # the requests that the catalog says were applied must be as durable as the catalog
+            catalog.write(self.directory)
             self.flushed_lsn = target
             self.journal.trim(target)
             return target
+
+    def has_changed(self) -> bool:
+        """Whether there is anything that the last flush has not written."""
+        if self.journal.last_lsn > self.flushed_lsn:
+            return True
+        # what lookups change is in no journal entry
+        return any(g.admission_changed or g.table.dirty_count() for g in list(self.groups.values()))
 
     def catalog(self, flushed_lsn: int) -> Catalog:
         """What the store is now, for a journal that is replayed from `flushed_lsn` on."""
@@ -302,7 +319,7 @@ class Engine:
         if self._background is not None:
             self._background.stop()
         try:
-            if (not self.config.read_only and self.journal.last_lsn > self.flushed_lsn) or self._has_dirty_rows():
+            if not self.config.read_only and self.has_changed():
                 self.flush()
         finally:
             self._closed = True
@@ -313,9 +330,6 @@ class Engine:
                 self.groups.clear()
                 self.lock.release()
                 atexit.unregister(self._at_exit)
-
-    def _has_dirty_rows(self) -> bool:
-        return not self.config.read_only and any(g.table.dirty_count() for g in self.groups.values())
 
 
 def must_fit(stored: GroupConfig, asked: GroupConfig) -> None:

@@ -4,7 +4,6 @@ Methods whose name begins with `_` and those that say so expect `lock` to be hel
 """
 
 import threading
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -12,10 +11,8 @@ import numpy as np
 
 from rockbed.config import GroupConfig
 from rockbed.errors import BatchTooLarge, FormatTooNew, StorageCorrupt
-from rockbed.optimizers.base import Optimizer, make_optimizer
-from rockbed.optimizers.initializers import Initializer, make_initializer
-from rockbed.optimizers.schedules import Schedule, make_schedule
 from rockbed.server.admission import Admission, make_admission
+from rockbed.server.rules import rules_of
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.hot import Budget, HotTable, NeedSpace
 from rockbed.storage.record import FLAG_FRESH, RECORD_VERSION, disk_order, encode_keys, headers_of, record_bytes
@@ -72,16 +69,6 @@ class Fetched:
     records: U8
 
 
-def rules_of(config: GroupConfig) -> tuple[Optimizer, Schedule | None, Initializer]:
-    """Build what a config names. Raises UnknownName, InvalidConfig."""
-
-    def build(make: Callable[..., Any], named: dict[str, Any]) -> Any:
-        return make(named["name"], **{key: value for key, value in named.items() if key != "name"})
-
-    schedule = None if config.schedule is None else build(make_schedule, config.schedule)
-    return build(make_optimizer, config.optimizer), schedule, build(make_initializer, config.initializer)
-
-
 class Group:
     """A group's rows. `table` is its hot tier; rows/ holds what was written back."""
 
@@ -96,11 +83,14 @@ class Group:
         self.record_bytes = record_bytes(self.table.width)
         self.initial_state: F32 = self.optimizer.initial_state(config.dim)
         self.admission: Admission | None = self._make_admission(config)
+        self.admission_changed = False  # since its counts were saved
         self.global_step = 0
         self._on_disk = on_disk
 
     def _make_admission(self, config: GroupConfig) -> Admission | None:
-        return make_admission(config.admission, group=config.group, seed=config.seed) if config.admission else None
+        if config.admission is None:
+            return None
+        return make_admission(config.admission, group=config.group, seed=config.seed)
 
     def rehearse(self, config: GroupConfig) -> None:
         """Raise what `change` would raise: the journal must not hold a config that no replay can take."""
@@ -113,7 +103,10 @@ class Group:
         self.optimizer, self.schedule, self.initializer = rules_of(config)
         self.initial_state = self.optimizer.initial_state(config.dim)
         if config.admission != self.config.admission:
-            self.admission = self._make_admission(config)
+            before, self.admission = self.admission, self._make_admission(config)
+            if before is not None and self.admission is not None:
+                self.admission.restore(before.state())  # takes over the counts that mean something to the new rule
+            self.admission_changed = True
         self.config = config
 
     # --- time ---
@@ -292,10 +285,13 @@ class Group:
         # The short way for new keys: nothing can be on disk, nothing has to be admitted, there is room in memory.
         if self.may_be_on_disk or self.admission is not None or self.config.padding_key is not None:
             return False
+        k.change_flags(self.table.flags, rows, 0, k.PINNED)  # making room must not evict the rows already found
         try:
             new = self.table.insert(keys, rows, missing)
         except NeedSpace:
             return False
+        finally:
+            k.change_flags(self.table.flags, rows, k.PINNED, 0)
         self._begin(keys[new], rows[new], now_ms, self._host.last_lsn())
         self.counters.inserts += new.size
         self.counters.rows += new.size
@@ -360,6 +356,7 @@ class Group:
         has_row[fetched.found[alive]] = True
         new = np.flatnonzero(~has_row)
         create[new] = self.admission.admit(fetched.keys[new], counts[new])
+        self.admission_changed |= new.size > 0
         return create
 
     def _fill_absent(self, keys: I64, out: F32, positions: I64, value: float | str) -> None:

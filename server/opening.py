@@ -1,6 +1,7 @@
 """Opening a store: the lock, the directories, the catalog, and the replay of what the journal holds beyond it."""
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,10 @@ def open_rows(directory: Path, config: StoreConfig, rocksdb_ttl_s: int) -> RowFi
         raise StorageCorrupt(
             f"{directory} has lost rows/ or its CURRENT file. Nothing was changed; restore a checkpoint"
         )
+    if rocksdb_ttl_s:
+        # rows of a group that has come to live longer than the store were stamped when they did not
+        own = [stored["config"]["ttl_s"] for stored in catalog.groups.values()]
+        rocksdb_ttl_s = 0 if 0 in own else max(rocksdb_ttl_s, *(math.ceil(ttl_s or 0) for ttl_s in [0, *own]))
     return RowFiles(
         directory / "rows", ttl_s=rocksdb_ttl_s, cache_bytes=config.block_cache_bytes, read_only=config.read_only
     )
@@ -90,6 +95,8 @@ def recover(engine: "Engine") -> None:
         group.global_step = stored["global_step"]
         engine.groups[number] = group
     admission_files.load(engine.directory / "admission", engine.groups.values())
+    if not engine.config.read_only:
+        engine.journal.sync_files()
     last_lsn = _replay(engine, catalog.flushed_lsn)
     if engine.config.read_only:
         engine.journal.last_lsn = last_lsn

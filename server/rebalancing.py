@@ -28,26 +28,30 @@ class Rebalancer:
         self._seen: dict[int, _Seen] = {}
 
     def turn(self) -> int:
-        """Move some memory from the group that uses its bytes least to the one that reads most rows from disk, if
-        that is
-        worth it. Returns the bytes that were made free."""
-        budget = self._engine.budget
-        wants: dict[int, float] = {}
+        """Move some memory to the group that reads most rows from disk, from those that use their bytes least, if that
+        is worth it. Returns the bytes that were made free."""
+        engine, budget = self._engine, self._engine.budget
+        groups = dict(engine.groups)
+        wants: dict[int, int] = {}
         uses: dict[int, float] = {}
-        for number, group in list(self._engine.groups.items()):
+        for number, group in groups.items():
             keys = group.counters.lookup_keys + group.counters.push_keys
             last = self._seen.get(number, _Seen())
             size = max(1, group.table.high * group.table.row_bytes)
             wants[number] = group.counters.disk_hits - last.disk_hits
             uses[number] = (keys - last.keys) / size
             self._seen[number] = _Seen(group.counters.disk_hits, keys)
-        if budget.used_bytes < _FULL * budget.limit_bytes or len(uses) < 2:
+        if budget.used_bytes < _FULL * budget.limit_bytes or len(groups) < 2:
             return 0
         taker = max(wants, key=lambda n: wants[n])
-        giver = min((n for n in uses if n != taker), key=lambda n: uses[n])
-        if wants[taker] == 0 or uses[taker] < _ADVANTAGE * uses[giver]:
+        if wants[taker] == 0:
             return 0
-        return self._take(self._engine.groups[giver], int(_SHARE * budget.limit_bytes))
+        wanted, freed = int(_SHARE * budget.limit_bytes), 0
+        for giver in sorted((n for n in groups if n != taker), key=lambda n: uses[n]):
+            if freed >= wanted or uses[taker] < _ADVANTAGE * uses[giver]:
+                break
+            freed += self._take(groups[giver], wanted - freed)
+        return freed
 
     def _take(self, giver: "Group", wanted: int) -> int:
         rows = min(-(-wanted // giver.table.row_bytes), giver.table.high // 2)

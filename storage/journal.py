@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rockbed.errors import FormatTooNew, JournalCorrupt, StorageFailed
+from rockbed.errors import FormatTooNew, JournalCorrupt, StorageClosed, StorageFailed
 from rockbed.storage.digest import digest
 from rockbed.storage.files import os_errors, sync_directory
 
@@ -58,6 +58,7 @@ class Journal:
         self._fsync_always = fsync == "always"
         self._segment_bytes = segment_bytes
         self._lock = threading.Lock()
+        self._sync_lock = threading.Lock()
         self._handle = -1
         self._offset = 0
         self._broken: str | None = None
@@ -73,6 +74,16 @@ class Journal:
     def files(directory: Path) -> list[tuple[int, Path]]:
         """(first LSN, path) of the segments, oldest first."""
         return sorted((int(path.stem), path) for path in directory.glob("*.log"))
+
+    def sync_files(self) -> None:
+        """Wait until what an earlier process wrote is on the disk itself: rows that a replay makes go there."""
+        with os_errors(f"syncing the journal in {self._directory}"):
+            for _, path in self.files(self._directory):
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
 
     def open_for_append(self, last_lsn: int) -> None:
         """Begin a new segment after `last_lsn`, the highest number in use. What is there stays until `trim`."""
@@ -116,6 +127,8 @@ class Journal:
         with self._lock:
             if self._broken:
                 raise StorageFailed(self._broken)
+            if self._handle < 0:
+                raise StorageClosed(f"the journal in {self._directory} was closed meanwhile: open another PyStorage")
             if self._offset >= self._segment_bytes:
                 self._new_segment()
             lsn = self.last_lsn + 1
@@ -156,22 +169,23 @@ class Journal:
 
     def sync(self) -> None:
         """Wait until everything appended so far is on the disk itself."""
-        with self._lock:
-            if self._synced or self._handle < 0:
-                return
-            handles, self._retired = [*self._retired.values(), os.dup(self._handle)], {}
-            self._synced = True
-        try:
-            with os_errors(f"syncing the journal in {self._directory}"):
-                for handle in handles:  # outside the lock: pushes go on meanwhile
-                    os.fdatasync(handle)
-                sync_directory(self._directory)
-        except Exception:
-            self._synced = False
-            raise
-        finally:
-            for handle in handles:
-                os.close(handle)
+        with self._sync_lock:  # whoever comes second waits for the first, whose sync is not done when it has begun
+            with self._lock:
+                if self._synced or self._handle < 0:
+                    return
+                handles, self._retired = [*self._retired.values(), os.dup(self._handle)], {}
+                self._synced = True
+            try:
+                with os_errors(f"syncing the journal in {self._directory}"):
+                    for handle in handles:  # outside the lock: pushes go on meanwhile
+                        os.fdatasync(handle)
+                    sync_directory(self._directory)
+            except Exception:
+                self._synced = False
+                raise
+            finally:
+                for handle in handles:
+                    os.close(handle)
 
     def trim(self, flushed_lsn: int) -> None:
         """Delete the segments whose entries are all at or below `flushed_lsn`."""

@@ -14,8 +14,8 @@ _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # named in Python 3.13; the
 def reserve(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """A zeroed array that takes memory only where it was written, in huge pages where the kernel offers them.
 
-    So a slab can be as long as the memory budget allows and never moves when it fills, and random rows
-    cost fewer TLB misses (measured with benchmarks/kernels.py: the Adagrad step 1.7 times as fast).
+    So a slab can be as long as the memory budget allows and never moves when it fills, and random rows cost fewer TLB
+    misses.
     """
     count = int(np.prod(shape))
     size = max(1, count * np.dtype(dtype).itemsize)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -50,8 +50,9 @@ class WriteBack:
     """One at a time for a store: whoever removes rows from rows/ holds `mutex` too, so that no run in flight brings
     them back. `mutex` is taken before any group's lock."""
 
-    def __init__(self, files: RowFiles) -> None:
+    def __init__(self, files: RowFiles, sync_journal: Callable[[], None]) -> None:
         self.mutex = threading.RLock()
+        self._sync_journal = sync_journal
         self._files = files
         self.rows_written = 0
 
@@ -71,7 +72,7 @@ class WriteBack:
         stamp = self._files.stamp(expires=part.expires())
         count = 0
         try:
-            start, piece, calls = 0, _LOCKED_ROWS, -1
+            start, piece, calls, was_behind = 0, _LOCKED_ROWS, -1, False
             while start < dirty.size:
                 asked = time.perf_counter()
                 with part.lock:
@@ -80,13 +81,17 @@ class WriteBack:
                     done = time.perf_counter()
                 start += piece
                 # Who calls with large batches holds the lock for long and may wait as long: taking small pieces between
-                # them, write-back would fall behind. Small calls are met with small pieces.
+                # them, write-back would fall behind. Small calls, and those between large ones, are met with small pieces.
                 behind = got - asked > max(_LONG_S, 2 * (done - got))
                 idle = part.table.calls == calls
                 calls = part.table.calls
-                piece = min(4 * piece, _LOCKED_ROWS_MAX) if idle or behind else _LOCKED_ROWS
+                piece = min(4 * piece, _LOCKED_ROWS_MAX) if idle or (behind and was_behind) else _LOCKED_ROWS
+                was_behind = behind
                 time.sleep(5e-5)  # long enough for a thread that waits for the lock to wake up and have it
             if count:
+                # Write-ahead: after a power cut a row must not know of an entry that the journal has lost. Its number
+                # would be given out again, and a replay of the new entry would skip the row.
+                self._sync_journal()
                 keys = keys[:count]
                 self._files.put_run(encode_keys(part.number, keys), values[:count], disk_order(keys))
         except BaseException:

@@ -12,6 +12,7 @@ from rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage, StorageF
 from rockbed.storage.catalog import Catalog
 from rockbed.storage.journal import Journal
 from rockbed.storage.rows import RowFiles
+from tests.crash_image import crash_image
 
 KEYS = np.arange(500)
 STEPS: list[tuple[type, str]] = [
@@ -59,7 +60,11 @@ def test_a_failed_step_of_a_flush_loses_nothing(
     storage.flush()
     _push(rows, 3)
     with monkeypatch.context() as patch:
-        copy = lambda: shutil.copytree(tmp_path / "store", image, dirs_exist_ok=True)  # noqa: E731
+
+        def copy() -> None:
+            shutil.rmtree(image, ignore_errors=True)
+            crash_image(tmp_path / "store", image)
+
         patch.setattr(cls, step, _failing(getattr(cls, step), after=after, then=copy))
         with pytest.raises(StorageFull):
             storage.flush()
@@ -84,7 +89,7 @@ def test_a_crash_between_every_two_pushes_and_flushes_is_harmless(tmp_path: Path
         if updates % 3 == 0:
             storage.flush()
         image = tmp_path / f"image-{updates}"
-        shutil.copytree(tmp_path / "store", image)
+        crash_image(tmp_path / "store", image)
         copy, copied = _open(image)
         with copy:
             _assert_updates(copied, updates)
@@ -94,7 +99,7 @@ def test_a_crash_between_every_two_pushes_and_flushes_is_harmless(tmp_path: Path
 def test_a_crash_during_recovery_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, rows = _open(tmp_path / "store")
     _push(rows, 6)
-    shutil.copytree(tmp_path / "store", tmp_path / "image")
+    crash_image(tmp_path / "store", tmp_path / "image")
     storage.close()
     from rockbed.server import opening
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rockbed.errors import InvalidConfig, UnknownName
-from rockbed.server.admission import Admission, check_admission, make_admission
+from rockbed.server.admission import Admission, checked_admission, make_admission
 from rockbed.types import I64, AnyArray
 
 MASK = 2**64 - 1
@@ -380,7 +380,7 @@ def test_a_damaged_state_is_refused(config: dict[str, Any], change: dict[str, An
 )
 def test_a_bad_setting_is_refused_with_every_problem(config: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        check_admission(config)
+        checked_admission(config)
     with pytest.raises(error, match=message):
         make_admission(config, group=0, seed=0)
 
@@ -393,7 +393,7 @@ def test_a_bad_setting_is_refused_with_every_problem(config: Any, error: type[Ex
     ],
 )
 def test_deeprec_names_of_parameters_are_taken(config: dict[str, Any]) -> None:
-    check_admission(config)
+    checked_admission(config)
     admission = rule(config)
     assert [bool(admission.admit(array(4), array(1))[0]) for _ in range(4)] == [False, False, True, True]
 

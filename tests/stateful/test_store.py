@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 
 from rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage
 from rockbed.types import F32, F64, I64
+from tests.crash_image import crash_image
 
 FIRST = 0.5
 BUDGET = 64 << 10  # room for about 200 rows of dim 64, so eviction goes on all the time
@@ -196,8 +197,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
     def crash_and_reopen(self) -> None:
         # what a kill leaves is what the directory holds now; the store that was killed goes on nowhere
         self.copies += 1
-        image = self.folder / f"store-{self.copies}"
-        shutil.copytree(self.path, image)
+        image = crash_image(self.path, self.folder / f"store-{self.copies}")
         self.storage.close()
         shutil.rmtree(self.path)
         self.path = image

@@ -1,0 +1,98 @@
+"""What tests of the public API build and send."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage
+from rockbed.types import F32, I64
+from tests.crash_image import crash_image
+
+QUIET: dict[str, Any] = {"write_back_interval": 3600.0, "sweep_rows_s": 0}
+"""Options of a store that writes back and sweeps only when a test says so."""
+
+SMALL = 1 << 17
+"""A memory budget of some hundred rows: most of a test's rows are on disk."""
+
+
+@dataclass
+class Clock:
+    """Seconds since 1970 that pass when the test says so."""
+
+    now: float = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+OpenStorage = Callable[..., PyStorage]
+"""(name of the store = "store", **options of PyStorage) -> an open storage, closed at the end of the test."""
+
+
+def sgd(lr: float = 0.5) -> PyOptimizer:
+    return PyOptimizer(name="sgd", gamma=lr)
+
+
+def adagrad(lr: float = 0.5) -> PyOptimizer:
+    return PyOptimizer(name="adagrad", gamma=lr)
+
+
+def zeros() -> PyInitializer:
+    return PyInitializer(name="zeros")
+
+
+def uniform(bound: float = 1.0) -> PyInitializer:
+    return PyInitializer(name="random_uniform", min=-bound, max=bound)
+
+
+def embedding(
+    storage: PyStorage,
+    dim: int = 4,
+    group: int = 0,
+    *,
+    optimizer: PyOptimizer | None = None,
+    initializer: PyInitializer | None = None,
+    **options: Any,
+) -> PyEmbedding:
+    """A group with SGD at 0.5 and rows that begin as zeros, unless said otherwise."""
+    return PyEmbedding(storage, optimizer or sgd(), initializer or zeros(), dim, group, **options)
+
+
+def keys_of(*keys: int) -> I64:
+    return np.array(keys, np.int64)
+
+
+def ones(n: int, dim: int = 4, value: float = 1.0) -> F32:
+    return np.full((n, dim), value, np.float32)
+
+
+def push_in_pieces(rows: PyEmbedding, keys: I64, value: float = 1.0, *, size: int = 200) -> None:
+    """Push the same gradient for every key, in pushes that fit into a small memory budget."""
+    for start in range(0, keys.size, size):
+        part = keys[start : start + size]
+        rows.apply_gradients(part, ones(part.size, rows.dim, value))
+
+
+def as_after_kill(storage: PyStorage, to: Path) -> Path:
+    """A copy of the files of an open store: what another process would find if this one were killed now."""
+    return crash_image(storage.path, to)
+
+
+def assert_sound(storage: PyStorage) -> None:
+    """check() finds nothing wrong."""
+    assert storage.check().problems == []
+
+
+def run_python(script: str, *args: object, timeout_s: float = 60) -> "subprocess.CompletedProcess[str]":
+    """Run a script in another process, with `np` and the names of rockbed that it may want imported."""
+    head = (
+        "import os, sys\nimport numpy as np\nfrom rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage\n"
+    )
+    command = [sys.executable, "-c", head + script, *map(str, args)]
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=root)

@@ -1,0 +1,32 @@
+"""Stores for tests of what goes on behind the API: without the background thread, unless a test is about it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rockbed import PyStorage
+from tests.api.helpers import QUIET, Clock, OpenStorage
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def open_storage(tmp_path: Path) -> Iterator[OpenStorage]:
+    """(name = "store", still = True, **options): with `still`, its background thread has been stopped."""
+    opened: list[PyStorage] = []
+
+    def open_(name: str = "store", *, still: bool = True, **options: Any) -> PyStorage:
+        storage = PyStorage(tmp_path / name, **{**QUIET, **options})
+        opened.append(storage)
+        if still and not options.get("read_only"):
+            storage.engine._background.stop()
+        return storage
+
+    yield open_
+    for storage in opened:
+        storage.close()

@@ -80,8 +80,8 @@ class WriteBack:
                     count += self._copy(part, dirty[start : start + piece], taken, keys, values, count, stamp)
                     done = time.perf_counter()
                 start += piece
-                # Who calls with large batches holds the lock for long and may wait as long: taking small pieces between
-                # them, write-back would fall behind. Small calls, and those between large ones, are met with small pieces.
+                # Who calls with large batches only holds the lock for long and may wait as long: taking small pieces
+                # between them, write-back would fall behind. Small calls are met with small pieces.
                 behind = got - asked > max(_LONG_S, 2 * (done - got))
                 idle = part.table.calls == calls
                 calls = part.table.calls

@@ -52,7 +52,7 @@ def main() -> None:
     for name, seconds in took.items():
         print(
             f"{name:12} median {np.median(seconds) * 1e3:6.2f} ms, {given.keys / np.median(seconds) / 1e6:6.1f} M "
-            f"keys/s"
+            "keys/s"
         )
     ratio = np.median(np.array(took["RocksDB put"]) / np.array(took["journal"]))
     print(f"ratio, median of the rounds: {ratio:.1f}")

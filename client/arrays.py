@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from rockbed.errors import WrongDtype, WrongShape
-from rockbed.types import F32, I64
+from rockbed.types import F32, I64, AnyArray
 
 
 def _described(value: Any) -> str:
@@ -18,9 +18,9 @@ def checked_keys(keys: Any) -> I64:
     Raises WrongDtype unless it is a numpy array of int64 or uint64, WrongShape unless it has one axis.
     """
     if not isinstance(keys, np.ndarray) or keys.dtype not in (np.dtype(np.int64), np.dtype(np.uint64)):
-        raise WrongDtype(
-            f"keys must be a numpy array of int64 or uint64, not {_described(keys)}: use np.asarray(keys, np.int64)"
-        )
+        floats = isinstance(keys, np.ndarray) and keys.dtype.kind == "f"
+        advice = "read them as integers, floats hold keys to 2^53 only" if floats else "use np.asarray(keys, np.int64)"
+        raise WrongDtype(f"keys must be a numpy array of int64 or uint64, not {_described(keys)}: {advice}")
     if keys.ndim != 1:
         raise WrongShape(f"keys must have one axis, not {_described(keys)}: use keys.reshape(-1)")
     whole = np.ascontiguousarray(keys).view(np.int64)
@@ -51,10 +51,22 @@ def checked_output(weights: Any, keys: I64, dim: int) -> F32:
     if not weights.flags.writeable:
         raise WrongShape("weights is read-only and would have to be written to: pass an array of your own, or none")
     if not (weights.flags.c_contiguous and weights.flags.aligned):
-        raise WrongShape(
-            "weights is not contiguous: pass np.empty((n, dim), np.float32) and copy from it, or pass none"
-        )
+        lacks = "aligned to its values" if weights.flags.c_contiguous else "contiguous"
+        raise WrongShape(f"weights is not {lacks}: pass np.empty((n, dim), np.float32) and copy from it, or pass none")
     if np.may_share_memory(weights, keys):
         raise WrongShape("weights and keys share memory: filling one would destroy the other")
     out: F32 = weights.reshape(keys.size, dim)
     return out
+
+
+def checked_vector(what: str, array: AnyArray, writable: bool = False) -> None:
+    """Check for a contiguous float32[n]. Raises WrongDtype and WrongShape; nothing is converted or copied."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+        kind = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
+        raise WrongDtype(f"{what} must be a float32 array, not {kind}: convert it with np.asarray(x, np.float32)")
+    if array.ndim != 1:
+        raise WrongShape(f"{what} must have one axis, not the shape {array.shape}")
+    if not array.flags.c_contiguous:
+        raise WrongShape(f"{what} must be contiguous, not strided by {array.strides[0]} bytes")
+    if writable and not array.flags.writeable:
+        raise WrongShape(f"{what} is updated in place but is read-only: pass a copy")

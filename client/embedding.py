@@ -8,7 +8,7 @@ import numpy as np
 from rockbed.client.arrays import checked_gradients, checked_keys, checked_output
 from rockbed.client.initializer import PyInitializer
 from rockbed.client.optimizer import PyOptimizer
-from rockbed.client.parameters import Parameters
+from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.config import GroupConfig, Named
 from rockbed.errors import InvalidConfig, WrongDtype
 from rockbed.server.admission import checked_admission
@@ -17,14 +17,17 @@ from rockbed.types import F32, I64, U64
 if TYPE_CHECKING:
     from rockbed.client.storage import PyStorage, RequestId
 
+_STEP_MAX = 1 << 62
+
 
 class PyEmbedding:
     """The rows of one group: `dim` float32 weights for each key, created when they are first looked up.
 
     >>> with PyStorage("./model") as storage:
-    ...     users = PyEmbedding(storage, PyOptimizer(name="adagrad", gamma=0.05), PyInitializer(name="zeros"), 8,
-    group=1) ...     weights = users.lookup(np.array([17, 4, 17]))           # float32[3, 8] ...
-    users.apply_gradients(np.array([17, 4]), np.ones((2, 8), np.float32))
+    ...     optimizer, initializer = PyOptimizer(name="adagrad", gamma=0.05), PyInitializer(name="zeros")
+    ...     users = PyEmbedding(storage, optimizer, initializer, dimension=8, group=1)
+    ...     weights = users.lookup(np.array([17, 4, 17]))  # float32[3, 8]
+    ...     users.apply_gradients(np.array([17, 4]), np.ones((2, 8), np.float32))
     """
 
     def __init__(
@@ -65,8 +68,8 @@ class PyEmbedding:
         step: the t of schedules and bias corrections is the "row"'s own update count, or the "global" one that the
             trainer sets as `embedding.global_step`.
         admission: which new keys get a row: {"name": "min_count", "count": 3}, {"name": "counting_bloom", "count": 3,
-            "capacity": 10**7, "fpr": 0.01}, {"name": "probability", "p": 0.1}; None = every key. Training lookups
-            count.
+            "capacity": 10**7, "fpr": 0.01}, {"name": "probability", "p": 0.1}; None = every key. Counted are
+            training lookups.
         unadmitted_value, miss_value: what a lookup gives for a key that is not admitted yet, and what
             lookup(train=False) gives for a key without a row: a number for all weights, or "initializer" for the
             row that it would begin with.
@@ -80,10 +83,11 @@ class PyEmbedding:
         Raises InvalidConfig (with every problem), UnknownName, DimMismatch, GroupConflict, ReadOnlyStorage,
         StorageClosed.
         """
-        if not isinstance(optimizer, PyOptimizer) or not isinstance(initializer, PyInitializer):
+        rules = isinstance(optimizer, PyOptimizer) and isinstance(initializer, PyInitializer)
+        if not rules or not hasattr(storage, "engine"):
             raise WrongDtype(
-                f"PyEmbedding takes a PyOptimizer and a PyInitializer, not {type(optimizer).__name__} and "
-                f"{type(initializer).__name__}"
+                f"PyEmbedding takes a PyStorage, a PyOptimizer and a PyInitializer, not {type(storage).__name__}, "
+                f"{type(optimizer).__name__} and {type(initializer).__name__}"
             )
         self.config = GroupConfig(
             group=group,
@@ -97,7 +101,7 @@ class PyEmbedding:
             duplicates=duplicates,
             absent=absent,
             step=step,
-            admission=None if admission is None else checked_admission(_mapping(admission)),
+            admission=None if admission is None else checked_admission(as_mapping("admission", admission)),
             unadmitted_value=unadmitted_value,
             miss_value=miss_value,
             clip_norm=clip_norm,
@@ -123,15 +127,13 @@ class PyEmbedding:
 
     @property
     def global_step(self) -> int:
-        """The step that schedules and bias corrections use with step="global", counted from 1. Set it before each
-        push.
-        """
+        """The step, from 1, that schedules and bias corrections use with step="global". Set it before each push."""
         return self._group.global_step
 
     @global_step.setter
     def global_step(self, step: int) -> None:
-        if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 1:
-            raise InvalidConfig(f"global_step is {step!r}: steps are whole numbers from 1")
+        if isinstance(step, bool) or not isinstance(step, int | np.integer) or not 1 <= step <= _STEP_MAX:
+            raise InvalidConfig(f"global_step is {step!r}: steps are whole numbers from 1 to 2^62")
         if self.config.step != "global":
             raise InvalidConfig(
                 f"group {self.group} counts steps by row: open it with step='global' to set global_step"
@@ -145,8 +147,9 @@ class PyEmbedding:
     def lookup(self, keys: I64 | U64, weights: F32 | None = None, *, train: bool = True) -> F32 | None:
         """The weights of each key.
 
-        keys: int64[n] or uint64[n], any values, in any order, repeats allowed. weights: float32[n, dim] or float32[n
-        * dim], contiguous, filled in place (then None is returned); without it a new float32[n, dim] is returned.
+        keys: int64[n] or uint64[n], any values, in any order, repeats allowed. weights: float32[n, dim] or
+        float32[n * dim], contiguous, filled in place (then None is returned); without it a new float32[n, dim] is
+        returned.
         train: a key without a row gets one (if the group admits it) and occurrences count. With train=False nothing
         changes, and such a key gives the group's miss_value.
         Raises WrongDtype, WrongShape, ReadOnlyStorage (train=True on a read-only storage), StorageClosed, the disk's
@@ -184,7 +187,3 @@ class PyEmbedding:
 
 def _named(rule: Any) -> Named:
     return {"name": rule.name, **rule.params()}
-
-
-def _mapping(given: Parameters | Mapping[str, Any]) -> Mapping[str, Any]:
-    return given.as_dict() if isinstance(given, Parameters) else given

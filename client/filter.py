@@ -12,7 +12,7 @@ from typing import Any, ClassVar, overload
 import numpy as np
 
 from rockbed.client.arrays import checked_keys
-from rockbed.client.parameters import Parameters
+from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.config import GROUPS
 from rockbed.errors import InvalidConfig, StorageClosed, WrongDtype, WrongShape
 from rockbed.optimizers.config import Configured, Registry, parameter
@@ -73,12 +73,7 @@ class PyFilter:
         fpr), StorageCorrupt (a file that is no filter: it is never overwritten), StoreLocked, StorageFull (less room
         on the disk than the counters may come to take) and the disk's other errors.
         """
-        if params is not None and not isinstance(params, Parameters | Mapping):
-            raise InvalidConfig(f"filter: expected Parameters or a mapping of names to values, not {params!r}")
-        bag = params.as_dict() if isinstance(params, Parameters) else dict(params or {})
-        if twice := sorted(bag.keys() & parameters.keys()):
-            raise InvalidConfig(f"filter: given twice, in the parameters and by keyword: {', '.join(twice)}")
-        given = {**bag, **parameters}
+        given = as_mapping("filter", params, parameters)
         if isinstance(given.get("path"), os.PathLike):
             given["path"] = os.fspath(given["path"])
         settings = _registry.make(_Settings.name, given)

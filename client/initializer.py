@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from rockbed.client.optimizer import vector
+from rockbed.client.arrays import checked_vector
 from rockbed.client.parameters import Parameters, named
+from rockbed.config import GROUPS, SEED_MAX, whole_problems
 from rockbed.errors import InvalidConfig
 from rockbed.optimizers import Initializer, make_initializer
 from rockbed.types import F32
@@ -38,11 +39,11 @@ class PyInitializer:
 
         key: an int64 or uint64 value. group: 0..65535. Raises WrongDtype, WrongShape, InvalidConfig.
         """
-        vector("w", w, writable=True)
+        checked_vector("w", w, writable=True)
         problems = [
-            *_integer_problems("seed", seed, None, None),
-            *_integer_problems("group", group, 0, 65_535),
-            *_integer_problems("key", key, -(2**63), 2**64 - 1),
+            *whole_problems("seed", seed, 0, SEED_MAX),
+            *whole_problems("group", group, 0, GROUPS - 1),
+            *whole_problems("key", key, -(2**63), 2**64 - 1),
         ]
         if problems:
             raise InvalidConfig("; ".join(problems))
@@ -52,11 +53,3 @@ class PyInitializer:
 
     def __repr__(self) -> str:
         return f"PyInitializer({self.rule!r})"
-
-
-def _integer_problems(what: str, value: Any, low: int | None, high: int | None) -> list[str]:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        return [f"{what} must be an int, not {value!r}"]
-    if low is not None and high is not None and not low <= value <= high:
-        return [f"{what} must be in {low}..{high}, not {value}"]
-    return []

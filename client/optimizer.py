@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from rockbed.client.arrays import checked_vector
 from rockbed.client.parameters import Parameters, named
-from rockbed.errors import InvalidConfig, WrongDtype, WrongShape
+from rockbed.errors import InvalidConfig, WrongShape
 from rockbed.optimizers import Optimizer, Schedule, make_optimizer, make_schedule
-from rockbed.types import F32, AnyArray
+from rockbed.types import F32
 
 
 class PyOptimizer:
@@ -52,8 +53,8 @@ class PyOptimizer:
         """
         if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
             raise InvalidConfig(f"step must be an int of at least 0, not {step!r}")
-        vector("gradients", gradients)
-        vector("w", w, writable=True)
+        checked_vector("gradients", gradients)
+        checked_vector("w", w, writable=True)
         dim = len(gradients)
         space = self.get_space(dim)
         if dim == 0:
@@ -75,20 +76,7 @@ class PyOptimizer:
 
 
 def _schedule(given: Any) -> Schedule | None:
-    if given is None or hasattr(given, "rate"):
+    if given is None or all(hasattr(given, name) for name in ("rate", "name", "params")):
         return given  # type: ignore[no-any-return]
     name, values = named("schedule", given, {}, None)
     return make_schedule(name, **values)
-
-
-def vector(what: str, array: AnyArray, writable: bool = False) -> None:
-    """Check for a contiguous float32[n]. Raises WrongDtype and WrongShape; nothing is converted or copied."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-        kind = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
-        raise WrongDtype(f"{what} must be a float32 array, not {kind}: convert it with np.asarray(x, np.float32)")
-    if array.ndim != 1:
-        raise WrongShape(f"{what} must have one axis, not the shape {array.shape}")
-    if not array.flags.c_contiguous:
-        raise WrongShape(f"{what} must be contiguous, not strided by {array.strides[0]} bytes")
-    if writable and not array.flags.writeable:
-        raise WrongShape(f"{what} is updated in place but is read-only: pass a copy")

@@ -78,6 +78,21 @@ def _plain(key: str, value: Any) -> ParameterValue:
     raise InvalidConfig(f"parameter {key!r} must be a str, int, float or bool, not {type(value).__name__} ({value!r})")
 
 
+def as_mapping(what: str, params: Any, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Names to values, from Parameters, a mapping or None, and from keyword arguments.
+
+    Raises InvalidConfig: something else, or a key given both ways.
+    """
+    if params is not None and not isinstance(params, Parameters | Mapping):
+        hint = f" (to choose by name: name={params!r})" if isinstance(params, str) else ""
+        raise InvalidConfig(f"{what}: expected Parameters or a mapping of names to values, not {params!r}{hint}")
+    bag = params.as_dict() if isinstance(params, Parameters) else dict(params or {})
+    given = given or {}
+    if twice := sorted(bag.keys() & given.keys()):
+        raise InvalidConfig(f"{what}: given twice, in the parameters and by keyword: {', '.join(twice)}")
+    return {**bag, **given}
+
+
 def named(
     what: str, params: Parameters | Mapping[str, Any] | None, given: Mapping[str, Any], default: str | None
 ) -> tuple[str, dict[str, Any]]:
@@ -85,12 +100,7 @@ def named(
 
     `default` is the name when nothing at all is given. Raises InvalidConfig: no "name", or a key given both ways.
     """
-    if params is not None and not isinstance(params, Parameters | Mapping):
-        raise InvalidConfig(f"{what}: expected Parameters or a mapping of names to values, not {params!r}")
-    bag = params.as_dict() if isinstance(params, Parameters) else dict(params or {})
-    if twice := sorted(bag.keys() & given.keys()):
-        raise InvalidConfig(f"{what}: given twice, in the parameters and by keyword: {', '.join(twice)}")
-    values = {**bag, **given}
+    values = as_mapping(what, params, given)
     if not values and default is not None:
         return default, {}
     if "name" not in values:

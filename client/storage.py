@@ -2,13 +2,15 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.config import StoreConfig
-from rockbed.errors import InvalidConfig, WrongShape
+from rockbed.errors import InvalidConfig, WrongDtype, WrongShape
 from rockbed.server import checking, checkpointing, dumping, shrinking, statistics
 from rockbed.server.engine import Engine
 from rockbed.server.shrinking import ShrinkReport
@@ -18,7 +20,6 @@ from rockbed.types import F32, I64, U64
 
 if TYPE_CHECKING:
     from rockbed.client.embedding import PyEmbedding
-    from rockbed.client.parameters import Parameters
 
 RequestId = tuple[str, int]
 """A client's name and the number of its request, from 1."""
@@ -99,7 +100,10 @@ class PyStorage:
         storage.
         """
         merged = []
-        for embedding, keys, gradients in items:
+        for item in items:
+            if not isinstance(item, tuple | list) or len(item) != 3 or not hasattr(item[0], "checked"):
+                raise WrongDtype(f"a push takes a list of (PyEmbedding, keys, gradients), not of {type(item).__name__}")
+            embedding, keys, gradients = item
             if embedding._engine is not self.engine:
                 raise InvalidConfig(f"{embedding!r} belongs to another storage than {self.path}")
             merged.append(embedding.checked(keys, gradients))
@@ -113,7 +117,7 @@ class PyStorage:
     def last_request(self, client: str) -> int:
         """The newest request number applied for a client id, 0 where there is none: a trainer resumes after it."""
         self.engine.check_open()
-        return self.engine.clients.last(client)
+        return self.engine.clients.last(_client(client))
 
     # --- care ---
 
@@ -148,14 +152,15 @@ class PyStorage:
             progress=progress,
         )
 
-    def dump(self, path: str | os.PathLike[str], condition: "Parameters | dict[str, Any] | None" = None) -> int:
+    def dump(self, path: str | os.PathLike[str], condition: Parameters | Mapping[str, Any] | None = None) -> int:
         """Write weights to a file in damo-embedding's dump format. Returns the number of rows.
 
         condition: "expire_days" (leave out rows last updated longer ago), "min_count" (fewer updates), "group".
         The file holds, little-endian: i32 n; i32 groups[n]; i32 dims[n]; i64 counts[n]; then for each row
-        i64 key; i32 group; f32 weights[dim]. Raises UnknownName, InvalidConfig, UnknownGroup, StoreExists, StorageFull.
+        i64 key; i32 group; f32 weights[dim].
+        Raises UnknownName, InvalidConfig, UnknownGroup, StoreExists, StoreNotFound (the directory), StorageFull.
         """
-        return dumping.dump(self.engine, Path(path), condition)
+        return dumping.dump(self.engine, Path(path), as_mapping("dump condition", condition))
 
     def checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, a directory, while training goes on: every row as it was at one moment.
@@ -173,23 +178,22 @@ class PyStorage:
         checkpoints.restore(Path(path), Path(directory))
 
     def check(self) -> checking.CheckReport:
-        """Read everything and report what is wrong: files, checksums, records, index, counts. Changes nothing but
-        counters.
+        """Read everything and report what is wrong: files, checksums, records, index, counts.
+
+        Changes no row; `rows` in stats() is counted anew.
         """
         return checking.check(self.engine)
 
     def flush(self) -> None:
-        """Write every changed row to RocksDB and trim the journal. Nothing depends on it: pushes are durable
-        without."""
+        """Write every changed row to RocksDB and trim the journal. Pushes are durable without it."""
         self.engine.flush()
 
     def compact(self) -> None:
-        """Have RocksDB rewrite its files: takes the space of removed and expired rows back, compresses the last
-        level.
+        """Flush, and have RocksDB rewrite its files: frees the space of rows that are gone, compresses the last level.
+
+        Raises GroupConflict where a group's ttl was raised since the storage was opened.
         """
-        self.engine.check_open()
-        self.engine.must_be_writable("compact")
-        self.engine.files.compact()
+        self.engine.compact()
 
     def close(self) -> None:
         """Write back, close the files, let go of the directory. May be called twice."""
@@ -207,20 +211,18 @@ class PyStorage:
         return f"PyStorage({str(self.path)!r})"
 
 
+def _client(given: Any) -> str:
+    if not isinstance(given, str) or not 0 < len(given.encode()) <= 255:
+        raise InvalidConfig(f"client id is {given!r}: give a str of 1..255 bytes")
+    return given
+
+
 def _request(given: RequestId | None) -> Request | None:
     if given is None:
         return None
-    try:
-        client, number = given
-    except (TypeError, ValueError):
-        client, number = "", 0
-    if (
-        not isinstance(client, str)
-        or not 0 < len(client.encode()) <= 255
-        or isinstance(number, bool)
-        or not isinstance(number, int)
-    ):
-        raise InvalidConfig(f"request is {given!r}: give (client id of 1..255 bytes, number)")
-    if not 1 <= number < 2**63:
-        raise InvalidConfig(f"request number {number} of client {client!r}: numbers go up from 1")
-    return Request(client, number)
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise InvalidConfig(f"request is {given!r}: give (client id, number)")
+    client, number = given
+    if isinstance(number, bool) or not isinstance(number, Integral) or not 1 <= number < 2**63:
+        raise InvalidConfig(f"request number {number!r} of client {client!r}: numbers are ints that go up from 1")
+    return Request(_client(client), int(number))

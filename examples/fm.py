@@ -83,8 +83,9 @@ def _scores(weights: F32, vectors: F32) -> tuple[F32, F32]:
 
 def _sigmoid(scores: F32) -> F32:
     # By way of tanh, which cannot overflow.
-    half: F32 = 0.5 * (1 + np.tanh(0.5 * scores))
-    return half
+    half = np.float32(0.5)
+    score: F32 = half * (1 + np.tanh(half * scores))
+    return score
 
 
 def log_loss(scores: F32, labels: F32) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 from examples.flights_data import Examples, Split, split
 from examples.fm import FactorizationMachine
 from rockbed import PyStorage
+from rockbed.types import I64
 
 CLIENT = "trainer"  # the name under which the store counts this trainer's requests
 
@@ -48,7 +49,8 @@ def train(storage: PyStorage, model: FactorizationMachine, data: Split, plan: Pl
     after a crash the store itself knows how far training came, to the step, and the rest goes as it would have gone.
     """
     per_epoch = plan.steps_per_epoch(len(data.train_labels))
-    shuffled, order = -1, np.empty(0, np.int64)
+    shuffled = -1
+    order: I64 = np.empty(0, np.int64)
     for number in range(storage.last_request(CLIENT) + 1, plan.epochs * per_epoch + 1):
         epoch, place = divmod(number - 1, per_epoch)
         if epoch != shuffled:

@@ -10,15 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Generic, TypeVar
 
+from rockbed.config import FLOAT32_MAX, FLOAT32_TINY
 from rockbed.errors import DuplicateName, InvalidConfig, UnknownName
 
 Value = float | int | bool | str
 Check = Callable[[Any], str | None]
 """Takes a converted value; gives what is wrong with it ("must be ..."), or None."""
-
-FLOAT32_MAX = 3.4028234663852886e38
-FLOAT32_TINY = 1.1754943508222875e-38
-"""The smallest normal float32: an epsilon below it may be flushed to 0 where it is needed most."""
 
 
 def any_value(value: Any) -> str | None:
@@ -31,6 +28,10 @@ def not_negative(value: float) -> str | None:
 
 def positive(value: float) -> str | None:
     return None if value > 0 else "must be above 0"
+
+
+def at_least_one(value: float) -> str | None:
+    return None if value >= 1 else "must be at least 1"
 
 
 def safe_epsilon(value: float) -> str | None:
@@ -170,7 +171,8 @@ class Registry(Generic[C]):
         spelled: dict[str, list[str]] = {}
         for key in (*fixed, *params):
             if key not in attribute_of:
-                raise _unknown(f"{self.kind} {name}: parameter", key, [s.key for s in specs.values()], attribute_of)
+                known = [" or ".join((s.key, *s.aliases)) for s in specs.values()]
+                raise _unknown(f"{self.kind} {name}: parameter", key, known, attribute_of)
             spelled.setdefault(attribute_of[key], []).append(key)
         problems = [
             f"{' and '.join(map(repr, keys))} set the same parameter: give one of them"

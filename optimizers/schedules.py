@@ -14,6 +14,7 @@ from rockbed.optimizers.config import (
     Configured,
     Registry,
     Value,
+    at_least_one,
     fraction,
     not_negative,
     parameter,
@@ -205,6 +206,43 @@ class CosineDecay(_WarmedUp):
     def _decayed(self, lr: float, t: F64) -> F64:
         wave = 0.5 * (1.0 + np.cos(np.pi * np.minimum(t, self.decay_steps) / self.decay_steps))
         return lr * ((1.0 - self.alpha) * wave + self.alpha)
+
+
+@registry.register
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CosineDecayRestarts(_WarmedUp):
+    """As cosine_decay, begun anew when a period is over: each period t_mul times as long, its peak m_mul times as high.
+
+    Period i begins at first_decay_steps * (1 + t_mul + ... + t_mul^(i - 1)); in it, with p the part of it that is over,
+    lr * ((1 - alpha) * m_mul^i * 0.5 * (1 + cos(pi * p)) + alpha). Loshchilov, Hutter 2017, eq. 5; as TF.
+    """
+
+    name: ClassVar[str] = "cosine_decay_restarts"
+    first_decay_steps: int = parameter(int, "first_decay_steps", "decay_steps", check=positive)
+    t_mul: float = parameter(float, "t_mul", default=2.0, check=at_least_one)
+    m_mul: float = parameter(float, "m_mul", default=1.0, check=not_negative)
+    alpha: float = parameter(float, "alpha", default=0.0, check=fraction)
+    warmup_steps: int = _warmup_steps()
+    warmup_start: float = _warmup_start()
+
+    def _decayed(self, lr: float, t: F64) -> F64:
+        done = t / self.first_decay_steps
+        if self.t_mul == 1.0:
+            period = np.floor(done)
+            p = done - period
+        else:
+            # the periods before i take (t_mul^i - 1) / (t_mul - 1) first periods; the logarithm may err at a border
+            period = np.floor(np.log1p(done * (self.t_mul - 1.0)) / np.log(self.t_mul))
+            period += self._begin(period + 1.0) <= done
+            period -= self._begin(period) > done
+            p = (done - self._begin(period)) / np.power(self.t_mul, period)
+        wave = 0.5 * (1.0 + np.cos(np.pi * p)) * np.power(self.m_mul, period)
+        rate: F64 = lr * ((1.0 - self.alpha) * wave + self.alpha)
+        return rate
+
+    def _begin(self, period: F64) -> F64:
+        begin: F64 = (np.power(self.t_mul, period) - 1.0) / (self.t_mul - 1.0)
+        return begin
 
 
 @registry.register

@@ -2,8 +2,10 @@
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
+
+import numpy as np
 
 from rockbed.errors import InvalidConfig
 
@@ -12,31 +14,51 @@ Named = dict[str, Any]
 
 GROUPS = 1 << 16
 DIM_MAX = 4096
-SEED_MAX = 2**64
+SEED_MAX = 2**64 - 1
+SECONDS_MAX = 1e11  # three thousand years: as milliseconds it can be added to any time
+FLOAT32_MAX = 3.4028234663852886e38
+FLOAT32_TINY = 1.1754943508222875e-38
+"""The smallest normal float32: a divisor or a limit below it may be flushed to 0 where it is needed most."""
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> list[str]:
     return [] if value in choices else [f"{name} is {value!r}, not one of {', '.join(map(repr, choices))}"]
 
 
-def _whole(name: str, value: Any, low: int, high: int) -> list[str]:
-    if isinstance(value, bool) or not isinstance(value, int):
+def whole_problems(name: str, value: Any, low: int, high: int) -> list[str]:
+    """What is wrong with a whole number; empty when nothing is."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         return [f"{name} is {value!r}, not an int"]
     return [] if low <= value <= high else [f"{name} is {value}, outside {low}..{high}"]
 
 
-def _number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> list[str]:
+def number_problems(
+    name: str, value: Any, *, above: float | None = None, least: float | None = None, most: float = math.inf
+) -> list[str]:
+    """What is wrong with a finite number; empty when nothing is."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return [f"{name} is {value!r}, not a finite number"]
     if above is not None and not value > above:
         return [f"{name} is {value}, not above {above:g}"]
     if least is not None and not value >= least:
         return [f"{name} is {value}, below {least:g}"]
-    return []
+    return [] if value <= most else [f"{name} is {value}, above {most:g}"]
+
+
+def _float32(name: str, value: Any, *, least: float = -FLOAT32_MAX) -> list[str]:
+    return number_problems(name, value, least=least, most=FLOAT32_MAX)
+
+
+def _plain(settings: Any) -> None:
+    # numpy's numbers become Python's, which JSON can hold
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if isinstance(value, np.integer | np.floating):
+            object.__setattr__(settings, each.name, value.item())
 
 
 def _value_or_initializer(name: str, value: Any) -> list[str]:
-    return [] if value == "initializer" else [p + ' (nor "initializer")' for p in _number(name, value)]
+    return [] if value == "initializer" else [p + ' (nor "initializer")' for p in _float32(name, value)]
 
 
 def _raise(what: str, problems: list[str]) -> None:
@@ -62,9 +84,7 @@ class GroupConfig:
     refresh: str = "push"  # what renews the TTL: "push", or "lookup" (training lookups too)
     duplicates: str = "sum"  # of a key in one push: "sum" them to one step, or "sequential" steps
     absent: str = "init"  # a push to a key without a row: "init" one, or "skip" (counted)
-    step: str = (
-        "row"  # the t of schedules and bias corrections: the "row"'s own, or a "global" one that the trainer sets
-    )
+    step: str = "row"  # the t of schedules and bias corrections: the "row"'s own, or a "global" one set by the trainer
     admission: Named | None = None  # which new keys get a row; None = all
     unadmitted_value: float | str = 0.0  # what a lookup of an unadmitted key gives: a number, or "initializer"
     miss_value: float | str = 0.0  # what lookup(train=False) of an absent key gives: a number, or "initializer"
@@ -76,10 +96,11 @@ class GroupConfig:
     padding_key: int | None = None  # a key that stands for nothing: zeros, no row, no gradient
 
     def __post_init__(self) -> None:
+        _plain(self)
         problems = [
-            *_whole("group", self.group, 0, GROUPS - 1),
-            *_whole("dim", self.dim, 1, DIM_MAX),
-            *_whole("seed", self.seed, 0, SEED_MAX - 1),
+            *whole_problems("group", self.group, 0, GROUPS - 1),
+            *whole_problems("dimension", self.dim, 1, DIM_MAX),
+            *whole_problems("seed", self.seed, 0, SEED_MAX),
             *_choice("refresh", self.refresh, ("push", "lookup")),
             *_choice("duplicates", self.duplicates, ("sum", "sequential")),
             *_choice("absent", self.absent, ("init", "skip")),
@@ -89,17 +110,17 @@ class GroupConfig:
             *_value_or_initializer("miss_value", self.miss_value),
         ]
         if self.ttl_s is not None:
-            problems += _number("ttl", self.ttl_s, least=0)
+            problems += number_problems("ttl", self.ttl_s, least=0, most=SECONDS_MAX)
         for name in ("clip_norm", "clip_value"):
             if getattr(self, name) is not None:
-                problems += _number(name, getattr(self, name), above=0)
+                problems += _float32(name, getattr(self, name), least=FLOAT32_TINY)
         bounds = [b for b in ("weight_min", "weight_max") if getattr(self, b) is not None]
         for name in bounds:
-            problems += _number(name, getattr(self, name))
+            problems += _float32(name, getattr(self, name))
         if len(bounds) == 2 and not problems and not self.weight_min < self.weight_max:  # type: ignore[operator]
             problems.append(f"weight_min {self.weight_min} is not below weight_max {self.weight_max}")
         if self.padding_key is not None:
-            problems += _whole("padding_key", self.padding_key, -(2**63), 2**64 - 1)
+            problems += whole_problems("padding_key", self.padding_key, -(2**63), 2**64 - 1)
         _raise(f"group {self.group!r}", problems)
 
     def to_json(self) -> dict[str, Any]:
@@ -130,19 +151,18 @@ class StoreConfig:
     sweep_rows_s: int = 20_000  # rows a second that the sweeper looks at for expiry; 0 = no sweeper
     read_only: bool = False
     repair: bool = False  # cut a damaged journal off at the damage instead of refusing to open
-    client_window: int = field(default=1024)  # request numbers behind a client's newest that are still told apart
 
     def __post_init__(self) -> None:
+        _plain(self)
         problems = [
-            *_number("ttl", self.ttl_s, least=0),
-            *_whole("memory_budget", self.memory_budget, 64 << 10, 1 << 50),
-            *_whole("block_cache_bytes", self.block_cache_bytes, 0, 1 << 50),
+            *number_problems("ttl", self.ttl_s, least=0, most=SECONDS_MAX),
+            *whole_problems("memory_budget", self.memory_budget, 64 << 10, 1 << 44),
+            *whole_problems("block_cache_bytes", self.block_cache_bytes, 0, 1 << 50),
             *_choice("fsync", self.fsync, ("never", "interval", "always")),
-            *_number("fsync_interval_s", self.fsync_interval_s, above=0),
-            *_number("write_back_interval_s", self.write_back_interval_s, above=0),
-            *_whole("journal_bytes_max", self.journal_bytes_max, 1 << 20, 1 << 50),
-            *_whole("sweep_rows_s", self.sweep_rows_s, 0, 1 << 40),
-            *_whole("client_window", self.client_window, 1, 1 << 20),
+            *number_problems("fsync_interval", self.fsync_interval_s, above=0, most=SECONDS_MAX),
+            *number_problems("write_back_interval", self.write_back_interval_s, above=0, most=SECONDS_MAX),
+            *whole_problems("journal_bytes_max", self.journal_bytes_max, 1 << 20, 1 << 50),
+            *whole_problems("sweep_rows_s", self.sweep_rows_s, 0, 1 << 40),
         ]
         for name in ("read_only", "repair"):
             if not isinstance(getattr(self, name), bool):

@@ -80,9 +80,7 @@ def prefetch(array: Any, offset: int) -> None:
 
 @inlined
 def mix64(x: int) -> Any:
-    """The finalizer of splitmix64 (Steele, Lea, Flood 2014; constants of Stafford's variant 13): uint64 -> uint64,
-    one to one.
-    """
+    """The finalizer of splitmix64 (Steele, Lea, Flood 2014; Stafford's variant 13): uint64 -> uint64, one to one."""
     z = np.uint64(x)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -8,20 +8,33 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 GRAIN = 8192  # rows that are worth a thread: handing over a part costs about 50 us, 8,192 rows of work 200 us or more
 _THREADS = min(8, os.cpu_count() or 1)
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
-_pool_process = 0
+_pool_process = 0  # that the pool was made in
 
 
-def _workers() -> ThreadPoolExecutor:
+def _workers() -> ThreadPoolExecutor | None:
+    """The pool with all its threads started; None where the system gives none."""
     global _pool, _pool_process
     with _lock:
-        if _pool is None or _pool_process != os.getpid():  # a forked child has none of the threads
-            _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="rockbed-part")
+        if _pool_process != os.getpid():  # a forked child has none of the threads
+            # submit() starts a thread after it has queued the call: if it cannot, the call is queued all the same and
+            # would run some time. So the threads are there before anything that matters is queued.
+            pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="rockbed-part")
+            together = threading.Barrier(_THREADS + 1)
+            try:
+                for _ in range(_THREADS):
+                    pool.submit(together.wait)
+                together.wait()
+                _pool = pool
+            except RuntimeError:
+                together.abort()
+                _pool = None
             _pool_process = os.getpid()
         return _pool
 
@@ -32,17 +45,19 @@ def in_parts(n: int, call: Callable[[slice], object]) -> None:
     Raises what a part raised, when all have ended.
     """
     parts = min(_THREADS, n // GRAIN)
-    if parts < 2:
+    pool = _workers() if parts > 1 else None
+    if pool is None:
         call(slice(0, n))
         return
-    slices = [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
+    own = [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
+    others: list[Future[object]] = []
+    with suppress(RuntimeError):  # the interpreter is shutting down and takes no more: the rest is done here
+        while len(own) > 1:
+            others.append(pool.submit(call, own[-1]))
+            own.pop()
     try:
-        others: list[Future[object]] = [_workers().submit(call, part) for part in slices[1:]]
-    except RuntimeError:  # the interpreter is shutting down: no new threads
-        call(slice(0, n))
-        return
-    try:
-        call(slices[0])
+        for part in own:
+            call(part)
     finally:
         for other in others:
             other.exception()  # waits: nobody may go on while a part still works on the arrays

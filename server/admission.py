@@ -150,9 +150,9 @@ def make_admission(config: Mapping[str, Any], *, group: int, seed: int) -> Admis
 
 
 def _rule_of(config: Mapping[str, Any]) -> _Rule:
-    if not isinstance(config, Mapping):
+    if not isinstance(config, Mapping) or "name" not in config:
         raise InvalidConfig(f'admission is {config!r}: give a mapping like {{"name": "min_count", "count": 3}}')
-    rule: _Rule = registry.make(config.get("name", ""), {key: v for key, v in config.items() if key != "name"})
+    rule: _Rule = registry.make(config["name"], {key: v for key, v in config.items() if key != "name"})
     return rule
 
 

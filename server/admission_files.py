@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rockbed.errors import StorageCorrupt
+from rockbed.interrupts import Uninterrupted
 from rockbed.server.group import Group
 from rockbed.storage.files import os_errors, write_atomically
 
@@ -15,18 +16,23 @@ from rockbed.storage.files import os_errors, write_atomically
 def save(directory: Path, groups: Iterable[Group]) -> None:
     """Write the counters of each group that has an admission rule and counted since they were written last."""
     for group in groups:
-        with group.lock:
-            if group.admission is None or not group.admission_changed:
-                continue
-            state = group.admission.state()
-            group.admission_changed = False
-        try:
-            buffer = io.BytesIO()
-            np.savez(buffer, **dict[str, Any](state))
-            write_atomically(directory / f"{group.number}.npz", buffer.getvalue())
-        except BaseException:
-            group.admission_changed = True
-            raise
+        with Uninterrupted():
+            _save(directory, group)
+
+
+def _save(directory: Path, group: Group) -> None:
+    with group.lock:
+        if group.admission is None or not group.admission_changed:
+            return
+        state = group.admission.state()
+        group.admission_changed = False
+    try:
+        buffer = io.BytesIO()
+        np.savez(buffer, **dict[str, Any](state))
+        write_atomically(directory / f"{group.number}.npz", buffer.getvalue())
+    except BaseException:
+        group.admission_changed = True
+        raise
 
 
 def load(directory: Path, groups: Iterable[Group]) -> None:

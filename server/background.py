@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rockbed.errors import RockbedError, StorageFull
+from rockbed.server.opening import HOLD_COMPACTION_S
 from rockbed.server.rebalancing import Rebalancer
 from rockbed.server.sweeper import Sweeper
 
@@ -116,6 +117,8 @@ class Background:
         return True
 
     def _write_back_if_due(self, now: float) -> bool:
+        late = now - self._flushed_at >= HOLD_COMPACTION_S
+        self._engine.hold_compaction(late and self._engine.has_changed())
         overdue = now - self._flushed_at >= self._engine.config.write_back_interval_s
         pressing = self._pressing()
         if pressing or (overdue and self._engine.has_changed()):

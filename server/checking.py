@@ -9,7 +9,8 @@ from rockbed.errors import RockbedError
 from rockbed.server.group import Group
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.journal import Journal, read_segment
-from rockbed.storage.record import decode_key, encode_keys, headers_of
+from rockbed.storage.record import HEADER_BYTES, decode_key, encode_keys, headers_of
+from rockbed.types import F32, I64
 
 if TYPE_CHECKING:
     from rockbed.server.engine import Engine
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class CheckReport:
-    """problems: sentences, empty when all is well. rows: group -> rows found, expired ones included."""
+    """problems: sentences, empty when all is well. rows: group -> rows found, expired ones included.
+
+    journal_entries: entries that a crash now would replay.
+    """
 
     problems: list[str] = field(default_factory=list)
     rows: dict[int, int] = field(default_factory=dict)
@@ -39,8 +43,8 @@ def check(engine: "Engine") -> CheckReport:
         _journal(engine, report)
         for _, group in sorted(engine.groups.items()):
             with group.lock:
-                _memory(group, report)
-                _disk(engine, group, report)
+                indexed = _memory(group, report)
+                _disk(engine, group, report, indexed)
         for number in engine.files.groups():
             if number not in engine.groups:
                 report.problems.append(f"rows/ holds rows of group {number}, which the catalog does not know")
@@ -49,6 +53,9 @@ def check(engine: "Engine") -> CheckReport:
 
 def _journal(engine: "Engine", report: CheckReport) -> None:
     segments = Journal.files(engine.directory / "journal")
+    gone = [path for _, path in engine.journal.segments if not path.exists()]
+    if gone:
+        report.problems.append(f"{gone[0]} is in use and gone: flush, or close and open the storage, to begin another")
     try:
         for i, (_, path) in enumerate(segments):
             report.journal_entries += sum(1 for _ in read_segment(path, last=i + 1 == len(segments)))
@@ -56,13 +63,15 @@ def _journal(engine: "Engine", report: CheckReport) -> None:
         report.problems.append(str(error))
 
 
-def _memory(group: Group, report: CheckReport) -> None:
+def _memory(group: Group, report: CheckReport) -> bool:
+    """Whether the index leads to every row: only then can they be compared with the disk."""
     table, number = group.table, group.number
     used = table.used_rows()
     rows, missing = table.find(np.ascontiguousarray(table.header[used, 0]), 0)
     if used.size != table.count:
         report.problems.append(f"group {number}: {used.size} rows in memory, {table.count} counted")
-    if missing or not np.array_equal(rows, used):
+    indexed = missing == 0 and np.array_equal(rows, used)
+    if not indexed:
         report.problems.append(
             f"group {number}: the index in memory does not lead to {int((rows != used).sum())} of {used.size} rows"
         )
@@ -71,39 +80,62 @@ def _memory(group: Group, report: CheckReport) -> None:
     pinned = int((table.flags[used] & k.PINNED != 0).sum())
     if pinned:
         report.problems.append(f"group {number}: {pinned} rows are pinned by no batch")
-    broken = used[~np.isfinite(table.data[used]).all(axis=1)]
-    if broken.size:
-        report.problems.append(
-            f"group {number}: {broken.size} rows hold NaN or Inf, the first for key {table.header[broken[0], 0]}"
-        )
+    _finite(group, "memory", table.header[used, 0], table.data[used], report)
+    return indexed
 
 
-def _disk(engine: "Engine", group: Group, report: CheckReport) -> None:
+def _disk(engine: "Engine", group: Group, report: CheckReport, indexed: bool) -> None:
+    table, number = group.table, group.number
     rows = 0
+    seen = np.zeros(table.high, np.bool_)  # rows of memory that rows/ has, too
     try:
-        for keys, values in engine.files.scan(group.number):
+        for keys, values in engine.files.scan(number):
             records = engine.files.matrix(values, group.record_bytes)
             wanted = np.array([decode_key(key)[1] for key in keys], np.int64)
             group.check_records(records, wanted)
-            if encode_keys(group.number, wanted).tobytes() != b"".join(keys):
-                report.problems.append(f"group {group.number}: a key of rows/ has the wrong slot")
-            in_memory, _ = group.table.find(wanted, 0)
-            at = in_memory[in_memory >= 0]
-            clean = at[group.table.flags[at] & (k.DIRTY | k.WRITING) == 0]
-            stored = {int(h["key"]): int(h["lsn"]) for h in headers_of(records)}
-            wrong = [key for key, lsn in group.table.header[clean][:, [0, 3]].tolist() if stored[key] != lsn]
-            if wrong:
+            if encode_keys(number, wanted).tobytes() != b"".join(keys):
+                report.problems.append(f"group {number}: a key of rows/ has the wrong slot")
+            heads = headers_of(records)
+            stored_header = np.stack([heads[name] for name in ("key", "update_time", "update_num")], axis=1)
+            stored_data = np.ascontiguousarray(records[:, HEADER_BYTES:]).view(np.float32)
+            _finite(group, "rows/", wanted, stored_data, report)
+            in_memory, _ = table.find(wanted, 0)
+            there = np.flatnonzero(in_memory >= 0)
+            at = in_memory[there]
+            seen[at] = True
+            clean = table.flags[at] & (k.DIRTY | k.WRITING) == 0
+            there, at, dirty = there[clean], at[clean], int((~clean).sum())
+            same = (table.header[at, :3] == stored_header[there]).all(axis=1)
+            same &= table.header[at, 3].view(np.uint64) == heads["lsn"][there]
+            same &= (table.data[at].view(np.int32) == stored_data[there].view(np.int32)).all(axis=1)
+            if indexed and not same.all():
+                others = int((~same).sum()) - 1
                 report.problems.append(
-                    f"group {group.number}: key {wrong[0]} and {len(wrong) - 1} others differ in memory and on disk"
+                    f"group {number}: key {wanted[there[~same][0]]} and {others} others differ in memory and on disk"
                 )
             rows += len(keys)
             if engine.config.read_only:
-                rows -= int((group.table.flags[at] & k.DIRTY != 0).sum())  # counted below
+                rows -= dirty  # counted below
     except RockbedError as error:
         report.problems.append(str(error))
         return
-    dirty = group.table.dirty_rows()
-    rows += dirty.size if engine.config.read_only else 0
-    report.rows[group.number] = rows
-    if not engine.config.read_only and not dirty.size:
+    used = table.used_rows()
+    lost = used[(table.flags[used] & (k.DIRTY | k.WRITING) == 0) & ~seen[used]]
+    if indexed and lost.size:
+        report.problems.append(
+            f"group {number}: rows/ lacks {lost.size} rows that were written to it, the first for key "
+            f"{table.header[lost[0], 0]}"
+        )
+    changed = table.dirty_rows()
+    rows += changed.size if engine.config.read_only else 0
+    report.rows[number] = rows
+    if engine.config.read_only or not changed.size:
         group.counters.rows = rows  # after a crash the counter is an estimate: this is the truth
+
+
+def _finite(group: Group, where: str, keys: I64, data: F32, report: CheckReport) -> None:
+    bad = np.flatnonzero(~np.isfinite(data).all(axis=1))
+    if bad.size:
+        report.problems.append(
+            f"group {group.number}: {bad.size} rows in {where} hold NaN or Inf, the first for key {keys[bad[0]]}"
+        )

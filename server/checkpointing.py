@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rockbed.storage.checkpoint import PARTS, Draft, link_or_copy
-from rockbed.storage.files import os_errors, sync_directory
+from rockbed.storage.files import os_errors, sync_path
 
 if TYPE_CHECKING:
     from rockbed.server.engine import Engine
@@ -29,5 +29,5 @@ def checkpoint(engine: "Engine", path: Path) -> None:
             # first: a request that it says was applied must be among the entries copied
             catalog = engine.catalog(engine.flushed_lsn)
             engine.journal.copy_to(draft / "journal")
-            sync_directory(draft / "journal")
+            sync_path(draft / "journal")
         catalog.write(draft)

@@ -6,12 +6,16 @@ from typing import Any
 from rockbed.errors import RequestTooOld
 from rockbed.storage.entries import Request
 
+WINDOW = 1024  # request numbers behind a client's newest that are still told apart
+
 
 class Clients:
-    """Per client, every number up to `floor`, and single ones above it. Numbers begin at 1 and may arrive out of order,
-    but at most `window` behind the newest. Thread-safe."""
+    """Per client, every number up to `floor`, and single ones above it. Thread-safe.
 
-    def __init__(self, window: int) -> None:
+    Numbers begin at 1 and may arrive out of order, but at most `window` behind the newest.
+    """
+
+    def __init__(self, window: int = WINDOW) -> None:
         self._window = window
         self._floor: dict[str, int] = {}
         self._above: dict[str, set[int]] = {}
@@ -28,8 +32,8 @@ class Clients:
             if request.number <= newest - self._window:
                 raise RequestTooOld(
                     f"request {request.number} of client {request.client!r} is more than {self._window} behind its "
-                    f"newest, {newest}: "
-                    "whether it was applied is no longer known. Number requests upwards, without large gaps in flight"
+                    f"newest, {newest}: whether it was applied is no longer known. Number requests upwards, without "
+                    "large gaps in flight"
                 )
             return request.number <= floor
 
@@ -49,9 +53,7 @@ class Clients:
     def last(self, client: str) -> int:
         """The newest number applied for a client; 0 where there is none."""
         with self._lock:
-            return (
-                max(self._above.get(client, set()), default=self._floor.get(client, 0)) if client in self._floor else 0
-            )
+            return max(self._above.get(client, set()), default=self._floor.get(client, 0))
 
     def snapshot(self) -> dict[str, Any]:
         """What the catalog holds."""

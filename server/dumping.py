@@ -1,15 +1,16 @@
 """damo-embedding's dump: weights in one flat file."""
 
 import struct
+import uuid
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from rockbed.errors import InvalidConfig, UnknownName
+from rockbed.errors import InvalidConfig, StoreExists, StoreNotFound, UnknownName
 from rockbed.server.scanning import Rows, scan
-from rockbed.storage.checkpoint import must_be_new
 from rockbed.storage.files import os_errors
 from rockbed.types import Bool
 
@@ -20,15 +21,14 @@ if TYPE_CHECKING:
 CONDITIONS = ("expire_days", "min_count", "group")
 
 
-def _checked(condition: Any) -> dict[str, int]:
-    given = {} if condition is None else dict(condition if isinstance(condition, Mapping) else condition.as_dict())
-    unknown = sorted(set(given) - set(CONDITIONS))
+def _checked(given: Mapping[str, Any]) -> dict[str, int]:
+    unknown = sorted(map(str, set(given) - set(CONDITIONS)))
     if unknown:
         raise UnknownName(f"dump condition {unknown[0]!r} is unknown. Known: {', '.join(CONDITIONS)}")
-    wrong = [f"{n} is {v!r}" for n, v in given.items() if isinstance(v, bool) or not isinstance(v, int) or v < 0]
+    wrong = [f"{n} is {v!r}" for n, v in given.items() if isinstance(v, bool) or not isinstance(v, Integral) or v < 0]
     if wrong:
         raise InvalidConfig(f"dump: {'; '.join(wrong)}: give whole numbers of at least 0")
-    return given
+    return {name: int(value) for name, value in given.items()}
 
 
 def _wanted(group: "Group", rows: Rows, condition: dict[str, int], now_ms: int) -> Bool:
@@ -40,17 +40,20 @@ def _wanted(group: "Group", rows: Rows, condition: dict[str, int], now_ms: int) 
     return wanted
 
 
-def dump(engine: "Engine", path: Path, condition: Any) -> int:
+def dump(engine: "Engine", path: Path, condition: Mapping[str, Any]) -> int:
     """See PyStorage.dump."""
     engine.check_open()
     conditions = _checked(condition)
-    must_be_new(path)
+    if path.exists():
+        raise StoreExists(f"{path} is there already: choose a new path, or remove it first")
+    if not path.parent.is_dir():
+        raise StoreNotFound(f"the directory {path.parent} does not exist: create it first")
     numbers = [conditions["group"]] if "group" in conditions else sorted(engine.groups)
     groups = [engine.group(number) for number in numbers]
-    part = path.with_name(path.name + ".new")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with os_errors(f"writing {path}"):
-            with part.open("wb") as file:
+            with part.open("xb") as file:
                 counts = _write(engine, file, groups, conditions)
             part.rename(path)
     finally:

@@ -1,5 +1,4 @@
-"""The store as a whole: groups, journal, write-back, recovery. No gRPC here; the daemon and the embedded client call
-it.
+"""The store as a whole: groups, journal, write-back, recovery. No gRPC here: a daemon and the embedded client call it.
 
 Locks, in the order in which they are taken: `WriteBack.mutex`, groups' locks by ascending number, the journal's own.
 """
@@ -22,12 +21,14 @@ from rockbed.errors import (
     GroupConflict,
     ReadOnlyStorage,
     StorageClosed,
+    StorageFailed,
     UnknownGroup,
 )
+from rockbed.interrupts import Uninterrupted
 from rockbed.server import admission_files, opening, push
 from rockbed.server.clients import Clients
+from rockbed.server.fitting import differences, must_fit
 from rockbed.server.group import SPACE_TRIES, Group
-from rockbed.server.interrupts import uninterrupted
 from rockbed.server.rules import rules_of
 from rockbed.storage.catalog import Catalog
 from rockbed.storage.entries import Kind, Request, group_parts, push_parts
@@ -44,9 +45,7 @@ def _close_at_exit(engine: "weakref.ref[Engine]") -> None:
 
 
 class Engine:
-    """An open store directory. Thread-safe. `clock` gives seconds since 1970 and is asked for every time that
-    matters.
-    """
+    """An open store directory. Thread-safe. `clock` gives seconds since 1970; no other clock decides about rows."""
 
     def __init__(
         self, directory: str | os.PathLike[str], config: StoreConfig, *, clock: Callable[[], float] = time.time
@@ -54,7 +53,7 @@ class Engine:
         self.directory = Path(directory)
         self.config = config
         self.groups: dict[int, Group] = {}
-        self.clients = Clients(config.client_window)
+        self.clients = Clients()
         self.store_ttl_s = config.ttl_s
         self.budget = Budget(config.memory_budget)
         self._clock = clock
@@ -62,6 +61,8 @@ class Engine:
         self._opened_here: set[int] = set()  # groups that someone of this process has opened
         self._groups_lock = threading.Lock()
         self._closed = False
+        self._failed = ""  # why memory is not what the journal says, if it is not
+        self._close_lock = threading.Lock()
         self._process = os.getpid()
         self._background: Any = None
         self.background_error: Exception | None = None
@@ -75,10 +76,15 @@ class Engine:
             try:
                 self.journal = Journal(self.directory / "journal", fsync=config.fsync)
                 self.write_back = WriteBack(self.files, self.journal.sync)
-                opening.recover(self)
+                try:
+                    opening.recover(self)
+                except BaseException:
+                    self.journal.close()
+                    raise
             except BaseException:
                 self.files.close()
                 raise
+            self.hold_compaction(False)
         except BaseException:
             self.lock.release()
             raise
@@ -86,8 +92,7 @@ class Engine:
             from rockbed.server.background import Background
 
             self._background = Background(self)
-        # left open until the interpreter ends, RocksDB's and our own threads would still be running while it is torn
-        # down
+        # left open until the interpreter ends, threads of RocksDB's and ours would still run while it is torn down
         self._at_exit = partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
 
@@ -130,7 +135,8 @@ class Engine:
     def open_group(self, config: GroupConfig) -> Group:
         """Create the group, or open it as it is stored; settings that may change are changed, durably.
 
-        Raises GroupConflict where the stored rows do not fit the config, or where the group is open with another one.
+        Raises GroupConflict, DimMismatch where the stored rows do not fit the config, GroupConflict where the group is
+        open with another one.
         """
         self.check_open()
         with self._groups_lock:
@@ -141,15 +147,18 @@ class Engine:
             if group.config != config:
                 if config.group in self._opened_here:
                     raise GroupConflict(
-                        f"group {config.group} is open in this process with other settings "
-                        f"({differences(group.config, config)}): "
-                        "open it once, or twice alike"
+                        f"group {config.group} is open in this storage with other settings (open / asked for: "
+                        f"{differences(group.config, config)}): close the storage first to change them, or open the "
+                        "group twice alike"
                     )
                 self.must_be_writable("change the settings of a group")
                 group.rehearse(config)
                 with group.lock:
-                    self.journal.append(Kind.GROUP, self.now_ms(), group_parts(config.to_bytes()))
-                    group.change(config)
+                    lsn = self.journal.append(Kind.GROUP, self.now_ms(), group_parts(config.to_bytes()))
+                    with self.must_succeed(lsn):
+                        group.change(config)
+                if group.lives_longer:
+                    self.hold_compaction(True)
             self._opened_here.add(config.group)
             return group
 
@@ -174,7 +183,7 @@ class Engine:
         except KeyError:
             known = ", ".join(map(str, sorted(self.groups))) or "none"
             raise UnknownGroup(
-                f"group {number} does not exist in {self.directory} (known: {known}): open a PyEmbedding on it"
+                f"group {number!r} does not exist in {self.directory} (known: {known}): open a PyEmbedding on it"
             ) from None
 
     # --- rows ---
@@ -200,9 +209,8 @@ class Engine:
             if grads.shape != (keys.size, group.config.dim):
                 raise DimMismatch(
                     f"group {group.number} stores rows of dim {group.config.dim}, the gradients have shape "
-                    f"{grads.shape} for "
-                    f"{keys.size} keys: send float32[{keys.size}, {group.config.dim}] (dim is fixed when a group is "
-                    f"created)"
+                    f"{grads.shape} for {keys.size} keys: send float32[{keys.size}, {group.config.dim}] (dim is fixed "
+                    "when a group is created)"
                 )
             push.must_be_finite(group, keys, grads)
         if self._background is not None:
@@ -217,15 +225,15 @@ class Engine:
         size = last.table.row_bytes
         raise BatchTooLarge(
             f"the push needs {last.rows} more rows of {size} bytes in memory at once than "
-            f"memory_budget={self.config.memory_budget} has room "
-            "for: send smaller batches, or open the store with a larger memory_budget"
+            f"memory_budget={self.config.memory_budget} has room for: send smaller batches, or open the store with a "
+            "larger memory_budget"
         )
 
     def _apply(self, parts: list[tuple[Group, I64, F32]], ahead: list[Any], request: Request | None) -> bool:
         now_ms = self.now_ms()
         prepared: list[push.Prepared] = []
         done = False
-        with ExitStack() as locks:
+        with Uninterrupted(), ExitStack() as locks:
             for group, _, _ in parts:
                 locks.enter_context(group.lock)
             if request is not None and self.clients.applied(request):
@@ -233,23 +241,20 @@ class Engine:
             try:
                 for (group, keys, grads), (fetched, left) in zip(parts, ahead, strict=True):
                     prepared.append(push.prepare(group, keys, grads, fetched, left, now_ms))
-                sections = [p.section() for p in prepared if p.rows.size]
-                with uninterrupted():
-                    if sections or request is not None:
-                        lsn = self.journal.append(Kind.PUSH, now_ms, push_parts(request, sections))
+                touched = [p for p in prepared if p.rows.size]
+                sections = [p.section() for p in touched]
+                if sections or request is not None:
+                    lsn = self.journal.append(Kind.PUSH, now_ms, push_parts(request, sections))
                     done = True  # it is durable: from here on nothing may fail
-                    for p, section in zip((p for p in prepared if p.rows.size), sections, strict=True):
-                        push.apply(
-                            p.group,
-                            p.rows,
-                            p.grads,
-                            sequential=section.sequential,
-                            step=section.step,
-                            now_ms=now_ms,
-                            lsn=lsn,
-                        )
-                    if request is not None:
-                        self.clients.record(request)
+                    with self.must_succeed(lsn):
+                        for p, s in zip(touched, sections, strict=True):
+                            step, sequential = s.step, s.sequential
+                            push.apply(
+                                p.group, p.rows, p.grads, sequential=sequential, step=step, now_ms=now_ms, lsn=lsn
+                            )
+                        if request is not None:
+                            self.clients.record(request)
+                done = True
             finally:
                 for p in prepared:
                     p.release(undo=not done)
@@ -266,6 +271,7 @@ class Engine:
             self.journal.rotate()
             for group in list(self.groups.values()):
                 self.write_back.write(group)
+            self.check_open()  # a push that failed while this waited for it must stay in the journal
             self.files.flush()
             admission_files.save(self.directory / "admission", self.groups.values())
             catalog = self.catalog(target)
@@ -274,6 +280,19 @@ class Engine:
             self.flushed_lsn = target
             self.journal.trim(target)
             return target
+
+    def compact(self) -> None:
+        """Have RocksDB rewrite all of its files. Raises GroupConflict where that would drop rows it should keep."""
+        self.check_open()
+        self.must_be_writable("compact")
+        self.flush()  # so that no replay needs what has expired
+        kept = [group.number for group in list(self.groups.values()) if group.lives_longer]
+        if kept and self.files.drops_expired:
+            raise GroupConflict(
+                f"the ttl of group {kept[0]} was raised since the storage was opened, and a compaction would still go "
+                "by the old one: close the storage, open it again, and compact then"
+            )
+        self.files.compact()
 
     def has_changed(self) -> bool:
         """Whether there is anything that the last flush has not written."""
@@ -294,17 +313,42 @@ class Engine:
         with self.write_back.mutex:
             yield
 
+    @contextmanager
+    def must_succeed(self, lsn: int) -> Iterator[None]:
+        """For what follows a journal entry: should it fail after all, the store is not used any more.
+
+        It is not flushed either, so that the entry is replayed when it is opened again.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._failed = (
+                f"journal entry {lsn} of {self.directory} is durable, but could not be applied in memory ({error!r}): "
+                "close the storage and open it again, which applies it"
+            )
+            raise StorageFailed(self._failed) from error
+
+    def hold_compaction(self, hold: bool) -> None:
+        """Keep RocksDB from dropping records by its TTL, or let it.
+
+        Held while a replay could need a record that has expired since (`background`), and for the rest of a session
+        in which rows were given a longer life than RocksDB was opened with.
+        """
+        self.files.hold_compaction(hold or any(group.lives_longer for group in list(self.groups.values())))
+
     # --- end ---
 
     def check_open(self) -> None:
         """Raise StorageClosed."""
         if self._closed:
             raise StorageClosed(f"the storage of {self.directory} is closed: open another PyStorage")
+        if self._failed:
+            raise StorageFailed(self._failed)
         if os.getpid() != self._process:
             raise StorageClosed(
-                f"the storage of {self.directory} belongs to process {self._process}, this is {os.getpid()}: a "
-                f"store cannot be used "
-                "across fork(). Open it in the process that uses it (start workers with the 'spawn' method)"
+                f"the storage of {self.directory} belongs to process {self._process}, this is {os.getpid()}: a store "
+                "cannot be used across fork(). Open it in the process that uses it (start workers with the 'spawn' "
+                "method)"
             )
 
     def must_be_writable(self, doing: str) -> None:
@@ -314,53 +358,22 @@ class Engine:
 
     def close(self) -> None:
         """Flush, stop the background thread, let go of the directory. May be called twice."""
-        if self._closed or os.getpid() != self._process:
+        if os.getpid() != self._process:
             return
-        if self._background is not None:
-            self._background.stop()
-        try:
-            if not self.config.read_only and self.has_changed():
-                self.flush()
-        finally:
-            self._closed = True
+        with self._close_lock:
+            if self._closed:
+                return
+            if self._background is not None:
+                self._background.stop()
             try:
-                self.journal.close()
+                if not self.config.read_only and not self._failed and self.has_changed():
+                    self.flush()
             finally:
-                self.files.close()
-                self.groups.clear()
-                self.lock.release()
-                atexit.unregister(self._at_exit)
-
-
-def must_fit(stored: GroupConfig, asked: GroupConfig) -> None:
-    """Raise GroupConflict where `asked` cannot use the rows that `stored` made."""
-    problems = []
-    if stored.dim != asked.dim:
-        raise DimMismatch(
-            f"group {stored.group} stores rows of dim {stored.dim}, dim {asked.dim} was asked for: open it with "
-            f"dim={stored.dim}, "
-            "or use another group (dim is fixed when a group is created)"
-        )
-    old, new = rules_of(stored)[0], rules_of(asked)[0]
-    if (old.name, old.slots(stored.dim)) != (new.name, new.slots(stored.dim)):
-        problems.append(
-            f"its rows hold the slots of optimizer {old.name!r} {old.slots(stored.dim)}, not of {new.name!r} "
-            f"{new.slots(stored.dim)}"
-        )
-    if stored.initializer != asked.initializer:
-        problems.append(f"its rows begin by initializer {stored.initializer}, not {asked.initializer}")
-    if stored.seed != asked.seed:
-        problems.append(f"its seed is {stored.seed}, not {asked.seed}")
-    if problems:
-        raise GroupConflict(
-            f"group {stored.group}: "
-            + "; ".join(problems)
-            + ". These are fixed when a group is created: open it with what is stored, "
-            "or use another group"
-        )
-
-
-def differences(stored: GroupConfig, asked: GroupConfig) -> str:
-    """The settings that differ, old and new."""
-    old, new = stored.to_json(), asked.to_json()
-    return ", ".join(f"{name} {old[name]!r} / {new[name]!r}" for name in old if old[name] != new[name])
+                self._closed = True
+                try:
+                    self.journal.close()
+                finally:
+                    self.files.close()
+                    self.groups.clear()
+                    self.lock.release()
+                    atexit.unregister(self._at_exit)

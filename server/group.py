@@ -3,7 +3,6 @@
 Methods whose name begins with `_` and those that say so expect `lock` to be held. Disk reads happen outside it.
 """
 
-import threading
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from rockbed.config import GroupConfig
 from rockbed.errors import BatchTooLarge, FormatTooNew, StorageCorrupt
+from rockbed.interrupts import GuardedLock
 from rockbed.server.admission import Admission, make_admission
 from rockbed.server.rules import rules_of
 from rockbed.storage import hot_kernels as k
@@ -74,7 +74,7 @@ class Group:
 
     def __init__(self, config: GroupConfig, host: Host, *, on_disk: bool) -> None:
         self.number = config.group
-        self.lock = threading.RLock()
+        self.lock = GuardedLock()
         self.counters = Counters()
         self._host = host
         self.optimizer, self.schedule, self.initializer = rules_of(config)
@@ -85,6 +85,7 @@ class Group:
         self.admission: Admission | None = self._make_admission(config)
         self.admission_changed = False  # since its counts were saved
         self.global_step = 0
+        self.lives_longer = False  # than when it was opened: RocksDB would drop its rows by the old TTL
         self._on_disk = on_disk
 
     def _make_admission(self, config: GroupConfig) -> Admission | None:
@@ -102,12 +103,14 @@ class Group:
         """Take another config of the same kind (checked by the engine). With the lock held."""
         self.optimizer, self.schedule, self.initializer = rules_of(config)
         self.initial_state = self.optimizer.initial_state(config.dim)
+        expired, before_ms = self.expires(), self.ttl_ms
         if config.admission != self.config.admission:
             before, self.admission = self.admission, self._make_admission(config)
             if before is not None and self.admission is not None:
                 self.admission.restore(before.state())  # takes over the counts that mean something to the new rule
             self.admission_changed = True
         self.config = config
+        self.lives_longer |= expired and not 0 < self.ttl_ms <= before_ms
 
     # --- time ---
 
@@ -115,7 +118,7 @@ class Group:
     def ttl_ms(self) -> int:
         """Milliseconds that a row lives after it was last written; 0 = for ever."""
         ttl_s = self._host.store_ttl_s if self.config.ttl_s is None else self.config.ttl_s
-        return round(ttl_s * 1000)
+        return max(1, round(ttl_s * 1000)) if ttl_s else 0
 
     def expires(self) -> bool:
         """Whether RocksDB may drop the group's rows by the store's own TTL."""
@@ -133,7 +136,7 @@ class Group:
         """
         if not self.ttl_ms:
             return 0
-        positions = np.empty(rows.shape[0], np.int64)
+        positions: I64 = np.empty(rows.shape[0], np.int64)
         count = k.expired(self.table.header, rows, self.oldest_ms(now_ms), positions)
         if not count:
             return 0
@@ -154,8 +157,7 @@ class Group:
 
     @property
     def may_be_on_disk(self) -> bool:
-        """Whether a row that is not in memory can be in rows/. A new group that never evicted has them all in
-        memory."""
+        """Whether a row that is not in memory can be in rows/: a new group has all in memory until it evicts one."""
         return self._on_disk or self.table.evictions > 0
 
     def fetch(self, keys: I64) -> Fetched:
@@ -177,16 +179,15 @@ class Group:
         if (heads["version"] > RECORD_VERSION).any():
             raise FormatTooNew(
                 f"group {self.number}: records of format {heads['version'].max()}, this Rockbed reads up to "
-                f"{RECORD_VERSION}: "
-                "open the store with a newer Rockbed"
+                f"{RECORD_VERSION}: open the store with a newer Rockbed"
             )
         wrong = (heads["group"] != self.number) | (heads["dim"] != self.config.dim) | (heads["key"] != keys)
         if wrong.any():
             i = int(np.flatnonzero(wrong)[0])
             raise StorageCorrupt(
                 f"group {self.number}, key {keys[i]}: its record says group {heads['group'][i]}, key "
-                f"{heads['key'][i]}, "
-                f"dim {heads['dim'][i]} instead of {self.config.dim}. The store is damaged: restore a checkpoint"
+                f"{heads['key'][i]}, dim {heads['dim'][i]} instead of {self.config.dim}. The store is damaged: restore "
+                "a checkpoint"
             )
 
     # --- rows for keys that are not in memory ---
@@ -239,9 +240,7 @@ class Group:
                 rows[part] = found
 
     def refetched(self, fetched: Fetched, left: int) -> Fetched:
-        """What was fetched while `table.left` was `left`, read again if rows have left memory since. With the lock
-        held.
-        """
+        """What was fetched while `table.left` was `left`, read again if it has grown. With the lock held."""
         return fetched if self.table.left == left else self.fetch(fetched.keys)
 
     # --- lookup ---
@@ -261,7 +260,7 @@ class Group:
             hits = keys.size - missing
             if missing and train and self._insert_at_once(keys, rows, missing, now_ms):
                 missing = 0
-            self.table.gather(rows, out, 0.0)
+            self.table.gather(rows, out)
             left = self.table.left
             self.counters.lookup_keys += keys.size
             self.counters.memory_hits += hits
@@ -326,7 +325,7 @@ class Group:
                     rows, _ = self.place(fetched, create, now_ms)
                     if train and self.config.refresh == "lookup":
                         k.touch_time(self.table.header, self.table.flags, rows, now_ms)
-                    self.table.gather(rows, out, 0.0)
+                    self.table.gather(rows, out)
                     break
             except NeedSpace as need:
                 if attempt == SPACE_TRIES:

@@ -26,9 +26,8 @@ def must_be_finite(group: Group, keys: I64, grads: F32) -> None:
             row = grads[bad[0]]
             raise GradientNotFinite(
                 f"group {group.number}: {bad.size} of {len(keys)} gradients hold NaN or Inf, the first for key "
-                f"{keys[bad[0]]} "
-                f"({row[~np.isfinite(row)][0]}). Nothing was applied; mend the loss, or open the group with "
-                f"not_finite='skip_row'"
+                f"{keys[bad[0]]} ({row[~np.isfinite(row)][0]}). Nothing was applied; mend the loss, or open the group "
+                "with not_finite='skip_row'"
             )
 
 
@@ -82,7 +81,7 @@ class Prepared:
 
 def read_ahead(group: Group, keys: I64) -> tuple[Fetched, int]:
     """Read from disk, before the locks are taken, what a push needs. Returns it with `table.left` of before."""
-    absent = np.empty(0, np.int64)
+    absent: I64 = np.empty(0, np.int64)
     with group.lock:
         left = group.table.left
         if group.may_be_on_disk:
@@ -101,7 +100,7 @@ def prepare(group: Group, keys: I64, grads: F32, ahead: Fetched, left: int, now_
     config, table, counters = group.config, group.table, group.counters
     rows, missing = table.find(keys, k.TOUCHED | k.PINNED)
     pinned = rows.copy()  # of `rows`, those that turn out expired or padding become -1
-    created = np.empty(0, np.int64)
+    created: I64 = np.empty(0, np.int64)
     counted = {name: getattr(counters, name) for name in _COUNTERS}
     try:
         missing += group._hide_padding(keys, rows)
@@ -148,11 +147,16 @@ def _combine(group: Group, keys: I64, rows: I64, grads: F32) -> Prepared:
             keep[bad] = False
         if not keep.all():
             rows, keys, grads = rows[keep], keys[keep], grads[keep]
+        else:
+            keys, grads = keys.copy(), grads.copy()
         return Prepared(group, rows, keys, grads, none, none)
     first = np.empty(rows.size, np.int64)
     inverse = np.empty(rows.size, np.int64)
     count = k.distinct(rows, group.table.mark, first, inverse)
-    if count < rows.size:
+    if count == rows.size:
+        # the caller's arrays: what the journal hashed must be what it writes, whatever becomes of them meanwhile
+        keys, grads = keys.copy(), grads.copy()
+    else:
         sums = np.empty((count, group.config.dim), np.float32)
         in_parts(count, lambda part: k.sum_by(grads, inverse, first, part.start, part.stop, sums))
         rows, keys, grads = rows[first[:count]], keys[first[:count]], sums
@@ -171,17 +175,19 @@ def _combine(group: Group, keys: I64, rows: I64, grads: F32) -> Prepared:
 
 
 def apply(group: Group, rows: I64, grads: F32, *, sequential: bool, step: int, now_ms: int, lsn: int) -> None:
-    """Update rows. sequential: rows may repeat and are updated in order; otherwise they are distinct. With the lock
-    held.
+    """Update rows. With the lock held.
 
-    step: the global step, or -1 for each row's own.
+    sequential: rows may repeat and are updated in order; otherwise they are distinct. step: the global step, or -1 for
+    each row's own.
     """
     if sequential and rows.size:
         first, inverse, rank = (np.empty(rows.size, np.int64) for _ in range(3))
         count = k.distinct(rows, group.table.mark, first, inverse)
-        rounds = k.occurrence(inverse, count, rank)
-        for turn in range(rounds):
-            at = np.flatnonzero(rank == turn)
+        k.occurrence(inverse, count, rank)
+        order = np.argsort(rank, kind="stable")  # all first occurrences, then all second ones, ...
+        ends = np.cumsum(np.bincount(rank))
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            at = order[start:end]
             _update(group, rows[at], grads[at], step, now_ms, lsn)
     elif rows.size:
         in_parts(rows.size, lambda part: _update(group, rows[part], grads[part], step, now_ms, lsn))
@@ -190,13 +196,18 @@ def apply(group: Group, rows: I64, grads: F32, *, sequential: bool, step: int, n
 
 def _update(group: Group, rows: I64, grads: F32, step: int, now_ms: int, lsn: int) -> None:
     # rows: distinct, so that parts of a batch can be updated side by side
+    with np.errstate(all="ignore"):  # a caller's setting must not make this raise: the journal has the push
+        _update_rows(group, rows, grads, step, now_ms, lsn)
+
+
+def _update_rows(group: Group, rows: I64, grads: F32, step: int, now_ms: int, lsn: int) -> None:
     config, table = group.config, group.table
     steps = np.empty(rows.size, np.int64)
     k.stamp(table.header, table.flags, rows, now_ms, lsn, steps)
     if step >= 0:
         steps[:] = step
     if group.schedule is None:
-        rates = np.full(rows.size, group.optimizer.lr, np.float32)
+        rates: F32 = np.full(rows.size, group.optimizer.lr, np.float32)
     else:
         rates = group.schedule.rate(group.optimizer.lr, steps - 1).astype(np.float32)
     if config.clip_value is not None:

@@ -26,12 +26,16 @@ def drop(engine: "Engine", group: Group, keys: I64) -> None:
 
 
 def remove(engine: "Engine", group: Group, keys: I64, reason: str) -> None:
-    """Remove rows for good: journal, then memory and disk. keys: int64[n], distinct, each with a row. Locks as for
-    `drop`.
+    """Remove rows for good: journal, then memory and disk. Locks as for `drop`.
+
+    keys: int64[n], distinct, each with a row.
     """
     if keys.size:
-        engine.journal.append(Kind.DELETE, engine.now_ms(), delete_parts(None, group.number, keys, reason))
-        drop(engine, group, keys)
+        lsn = engine.journal.append(Kind.DELETE, engine.now_ms(), delete_parts(group.number, keys, reason))
+        with engine.must_succeed(lsn):
+            # RocksDB may put deletions on the disk at any time: there, too, the journal goes first
+            engine.journal.sync()
+            drop(engine, group, keys)
         group.counters.removed += keys.size
 
 

@@ -1,11 +1,13 @@
 """Shrink: remove the rows that are not worth keeping."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rockbed.config import SECONDS_MAX, number_problems
 from rockbed.errors import InvalidConfig
 from rockbed.server import removal
 from rockbed.server.group import Group
@@ -55,10 +57,12 @@ class _Conditions:
 
 
 def _conditions(max_age_s: float | None, min_count: int | None, min_norm: float | None) -> _Conditions:
+    given = (("max_age", max_age_s, SECONDS_MAX), ("min_count", min_count, 2**62), ("min_norm", min_norm, math.inf))
     problems = [
-        f"{name} is {value!r}, not a number of at least 0"
-        for name, value in (("max_age", max_age_s), ("min_count", min_count), ("min_norm", min_norm))
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0)
+        problem
+        for name, value, most in given
+        if value is not None
+        for problem in number_problems(name, value, least=0, most=most)
     ]
     if problems:
         raise InvalidConfig("shrink: " + "; ".join(problems))

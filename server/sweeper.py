@@ -7,7 +7,7 @@ import numpy as np
 from rockbed.server.group import Group
 from rockbed.server.removal import drop
 from rockbed.storage import hot_kernels as k
-from rockbed.storage.record import headers_of
+from rockbed.storage.record import FLAG_FRESH, headers_of
 from rockbed.types import I64
 
 if TYPE_CHECKING:
@@ -86,8 +86,9 @@ class Sweeper:
 
 
 def drop_expired(engine: "Engine", group: Group, keys: I64) -> int:
-    """Remove those of the keys whose row has expired by now, wherever it is. keys: int64[n], distinct. Takes the
-    locks.
+    """Remove those of the keys int64[n], distinct, whose row has expired by now, wherever it is. Takes the locks.
+
+    Rows with pushes that no flush has written yet are left for a later time.
     """
     pieces = range(0, keys.size, _LOCKED_ROWS)
     return sum(_drop_expired(engine, group, keys[start : start + _LOCKED_ROWS]) for start in pieces)
@@ -95,13 +96,17 @@ def drop_expired(engine: "Engine", group: Group, keys: I64) -> int:
 
 def _drop_expired(engine: "Engine", group: Group, keys: I64) -> int:
     with engine.write_back.mutex, group.lock:
-        oldest = group.oldest_ms(engine.now_ms())
         rows, _ = group.table.find(keys, 0)
         fetched = group.fetch(keys[rows < 0])
-        times = np.full(keys.size, np.iinfo(np.int64).max)
-        times[rows >= 0] = group.table.header[rows[rows >= 0], 1]
-        times[np.flatnonzero(rows < 0)[fetched.found]] = headers_of(fetched.records)["update_time"]
-        old = keys[times <= oldest]
+        held, read = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)[fetched.found]
+        times, settled = np.zeros(keys.size, np.int64), np.zeros(keys.size, np.bool_)
+        header, flags = group.table.header[rows[held]], group.table.flags[rows[held]]
+        heads = headers_of(fetched.records)
+        times[held], times[read] = header[:, 1], heads["update_time"]
+        # a push that would be replayed after a crash has to find the row that it was applied to
+        settled[held] = (flags & k.FRESH != 0) | (header[:, 3] <= engine.flushed_lsn)
+        settled[read] = (heads["flags"] & FLAG_FRESH != 0) | (heads["lsn"] <= engine.flushed_lsn)
+        old = keys[settled & (times <= group.oldest_ms(engine.now_ms()))]
         drop(engine, group, old)
         group.counters.expired += old.size
         return int(old.size)

@@ -1,1 +1,1 @@
-"""Rows on disk and in memory: records, RocksDB files, journal, hot tier, write-back, expiry, checkpoint."""
+"""Rows on disk and in memory: records, RocksDB files, journal, hot tier, write-back, catalog, checkpoint."""

@@ -58,7 +58,7 @@ class Catalog:
             raise FormatTooNew(
                 f"{path} has format {version}, this Rockbed reads up to {FORMAT}: open it with a newer Rockbed"
             )
-        if zlib.crc32(json.dumps(body, sort_keys=True).encode()) != crc:
+        if version < 1 or zlib.crc32(json.dumps(body, sort_keys=True).encode()) != crc:
             raise StorageCorrupt(f"{path} does not match its checksum. {hint}")
         groups = {int(number): group for number, group in body["groups"].items()}
         return cls(body["flushed_lsn"], body["clock_ms"], groups, body["clients"])

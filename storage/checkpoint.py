@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rockbed.errors import StoreExists, StoreNotFound
 from rockbed.storage.catalog import FILE, Catalog
-from rockbed.storage.files import os_errors, sync_directory
+from rockbed.storage.files import DirectoryLock, os_errors, sync_path
 
 PARTS = ("rows", "journal", "admission")
 
@@ -45,11 +45,11 @@ class Draft:
             shutil.rmtree(self.path, ignore_errors=True)
             return
         with os_errors(f"creating {self.target}"):
-            sync_directory(self.path)
+            sync_path(self.path)
             if self.target.exists():
                 self.target.rmdir()
             os.rename(self.path, self.target)
-            sync_directory(self.target.parent)
+            sync_path(self.target.parent)
 
 
 def link_or_copy(source: Path, target: Path, *, link: bool) -> None:
@@ -61,26 +61,26 @@ def link_or_copy(source: Path, target: Path, *, link: bool) -> None:
         except OSError:
             pass  # another file system, or one without links
     shutil.copyfile(source, target)
-    handle = os.open(target, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_path(target)
 
 
 def restore(checkpoint: Path, directory: Path) -> None:
     """Make a store at `directory` from a checkpoint, which stays as it is.
 
     Table files, which are never changed in place, are linked where possible; the rest is copied.
-    Raises StoreNotFound, StoreExists, StorageCorrupt, FormatTooNew.
+    Raises StoreNotFound, StoreExists, StoreLocked (a store that is open for writing), StorageCorrupt, FormatTooNew.
     """
     if not is_store(checkpoint):
         raise StoreNotFound(
             f"{checkpoint} is no checkpoint (it has no {FILE}): give the path that checkpoint() was given"
         )
     Catalog.read(checkpoint)
-    with Draft(directory) as draft, os_errors(f"restoring {checkpoint} to {directory}"):
-        shutil.copyfile(checkpoint / FILE, draft / FILE)
+    with (
+        DirectoryLock(checkpoint, shared=True),  # a store that somebody writes changes while it is copied
+        Draft(directory) as draft,
+        os_errors(f"restoring {checkpoint} to {directory}"),
+    ):
+        link_or_copy(checkpoint / FILE, draft / FILE, link=False)
         for part in PARTS:
             if not (checkpoint / part).is_dir():
                 continue
@@ -88,4 +88,4 @@ def restore(checkpoint: Path, directory: Path) -> None:
             for source in sorted((checkpoint / part).iterdir()):
                 if source.is_file() and source.name != "LOCK":
                     link_or_copy(source, draft / part / source.name, link=source.suffix == ".sst")
-            sync_directory(draft / part)
+            sync_path(draft / part)

@@ -11,9 +11,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from rockbed.errors import WrongShape
-from rockbed.kernels import inlined, kernel
-from rockbed.types import AnyArray
+from rockbed.kernels import inlined
 
 PRIME_1 = np.uint64(0x9E3779B185EBCA87)
 PRIME_2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -100,28 +98,3 @@ def xxh64_of(data: Any, start: int, stop: int, seed: Any) -> Any:
     digest = (digest ^ (digest >> np.uint64(33))) * PRIME_2
     digest = (digest ^ (digest >> np.uint64(29))) * PRIME_3
     return digest ^ (digest >> np.uint64(32))
-
-
-@kernel
-def xxh64(data: Any, seed: Any) -> Any:
-    """XXH64 of data, uint8[n] C-contiguous, n >= 0; seed any integer, taken modulo 2**64. -> uint64.
-
-    Callable from Python and from other kernels. Not cryptographic: it finds accidents, not forgeries.
-    """
-    return xxh64_of(data, 0, data.size, seed)
-
-
-def checksum_parts(*parts: AnyArray, seed: int = 0) -> int:
-    """One 64-bit checksum of several arrays, none of them copied: each part's XXH64 is the seed of the next.
-
-    parts: C-contiguous arrays of any dtype and shape, empty ones too; their bytes count, not their dtype.
-    One part gives its plain XXH64. Several do not give the XXH64 of their concatenation: where one part
-    ends is part of what is checked, so bytes that move from one array to the next are noticed as well.
-    Raises WrongShape for a part that is not C-contiguous.
-    """
-    digest = np.uint64(seed)
-    for number, part in enumerate(parts):
-        if not part.flags.c_contiguous:
-            raise WrongShape(f"part {number} of a checksum is not C-contiguous: hash numpy.ascontiguousarray(part)")
-        digest = np.uint64(xxh64(part.reshape(-1).view(np.uint8), digest))
-    return int(digest)

@@ -214,8 +214,8 @@ class FilterFile:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StoreLocked(
-                f"the filter {self.path} is open already, here or in another process: close that one, share it, "
-                "or give another path"
+                f"the filter {self.path} is open already, here or in another process: close that one, share it, or "
+                "give another path"
             ) from None
 
     def _prepare(self, handle: int, reload: bool) -> None:
@@ -261,8 +261,8 @@ class FilterFile:
             )
         if size != self._bytes:
             raise StorageCorrupt(
-                f"{self.path} has {size:,} bytes instead of {self._bytes:,}, it was cut or extended: "
-                "begin anew with reload=False"
+                f"{self.path} has {size:,} bytes instead of {self._bytes:,}, it was cut or extended: begin anew with "
+                "reload=False"
             )
 
     @property

@@ -82,10 +82,10 @@ def push_parts(request: Request | None, sections: Sequence[Section]) -> list[Any
     return parts
 
 
-def delete_parts(request: Request | None, group: int, keys: I64, reason: str) -> list[Any]:
+def delete_parts(group: int, keys: I64, reason: str) -> list[Any]:
     """The payload of a DELETE. keys: int64[n]."""
     text = reason.encode()
-    return [*_request_parts(request), _DELETE.pack(group, len(text), keys.shape[0]), keys, _padded(text)]
+    return [*_request_parts(None), _DELETE.pack(group, len(text), keys.shape[0]), keys, _padded(text)]
 
 
 def group_parts(config_json: bytes) -> list[Any]:
@@ -111,6 +111,9 @@ class _Reader:
     def array(self, dtype: Any, count: int) -> Any:
         return np.frombuffer(self.take(count * np.dtype(dtype).itemsize), dtype)
 
+    def rest(self) -> memoryview:
+        return self._payload[self._at :]
+
     def request(self) -> Request | None:
         number, length, _ = self.unpack(_REQUEST)
         return Request(bytes(self.take(length)).decode(), number) if length else None
@@ -130,17 +133,17 @@ def read_push(payload: memoryview) -> tuple[Request | None, list[Section]]:
     return request, sections
 
 
-def read_delete(payload: memoryview) -> tuple[Request | None, int, I64, str]:
-    """(request, group, keys, reason): the reverse of `delete_parts`."""
+def read_delete(payload: memoryview) -> tuple[int, I64, str]:
+    """(group, keys, reason): the reverse of `delete_parts`."""
     reader = _Reader(payload)
-    request = reader.request()
+    reader.request()
     group, length, n = reader.unpack(_DELETE)
     keys = reader.array(np.int64, n)
-    return request, group, keys, bytes(reader.take(length)).decode()
+    return group, keys, bytes(reader.take(length)).decode()
 
 
 def read_group(payload: memoryview) -> bytes:
     """The reverse of `group_parts`: JSON, perhaps followed by zero bytes."""
     reader = _Reader(payload)
     reader.request()
-    return bytes(payload[_REQUEST.size :]).rstrip(b"\0")
+    return bytes(reader.rest()).rstrip(b"\0")

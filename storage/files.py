@@ -63,14 +63,14 @@ def rocksdb_error(error: Exception, doing: str) -> RockbedError:
     if "corruption" in lower or "no such file" in lower or "checksum" in lower or "truncat" in lower:
         return StorageCorrupt(
             f"rows/ is damaged ({doing}): {text}. The other files were left as they are; restore a checkpoint with "
-            f"PyStorage.restore"
+            "PyStorage.restore"
         )
     return StorageFailed(f"RocksDB failed while {doing}: {text}")
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync_path(path: Path) -> None:
+    """Make a file's content, or the names in a directory, durable."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -90,7 +90,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         finally:
             os.close(handle)
         os.replace(part, path)
-        sync_directory(path.parent)
+        sync_path(path.parent)
 
 
 class DirectoryLock:
@@ -110,14 +110,21 @@ class DirectoryLock:
         except BlockingIOError:
             holder = os.read(self._handle, 64).decode(errors="replace").strip() or "unknown"
             os.close(self._handle)
+            where = "in this process" if holder == str(os.getpid()) else f"(process {holder})"
             raise StoreLocked(
-                f"{directory} is open in another PyStorage (process {holder}): close that one first, "
-                "or share one storage between the embeddings of a process"
+                f"{directory} is open in another PyStorage {where}: close that one first, or share one storage between "
+                "the embeddings of a process"
             ) from None
         if not shared:
             os.ftruncate(self._handle, 0)
             os.write(self._handle, f"{os.getpid()}\n".encode())
         forget_in_child(self)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Let others open the directory. May be called twice."""

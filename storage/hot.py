@@ -4,6 +4,7 @@ No locking and no I/O here: the group's lock is held by the caller, dirty rows a
 """
 
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -91,10 +92,9 @@ class HotTable:
         )
         return rows, sum(missing)
 
-    def gather(self, rows: I64, out: F32, missing: float) -> None:
-        """out[i] = the weights of rows[i], or `missing` where it is -1. out: float32[n, dim], C-contiguous."""
-        value = np.float32(missing)
-        in_parts(rows.shape[0], lambda part: k.gather(self.data, rows[part], self.dim, out[part], value))
+    def gather(self, rows: I64, out: F32) -> None:
+        """out[i] = the weights of rows[i], zeros where it is -1. out: float32[n, dim], C-contiguous."""
+        in_parts(rows.shape[0], lambda part: k.gather(self.data, rows[part], self.dim, out[part]))
 
     # --- rows come ---
 
@@ -185,17 +185,23 @@ class HotTable:
         """The rows that are newer than what rows/ holds: int64[n]. Without the lock, of some moment during the call."""
         return self._rows_with(k.USED | k.DIRTY)
 
-    def dirty_by_slot(self) -> tuple[I32, I64]:
-        """The rows of `dirty_rows` in the order of their slots, int32[n], and where each slot ends, int64[SLOTS].
+    def dirty_by_slot(self) -> tuple[I32 | I64, I64]:
+        """The rows of `dirty_rows` in the order of their slots, int32[n] or int64[n], and where each slot ends,
+        int64[SLOTS].
 
-        Takes 4 bytes a row. Without the lock; a row may be named that is no longer dirty, or no longer the same.
+        Takes 10 bytes a row, twice that above 2^31 rows. Without the lock: each row that is dirty from before the call
+        to its end is named; others may be, and may be something else by now.
         """
-        counts = np.zeros(SLOTS, np.int64)
-        dirty, high = k.USED | k.DIRTY, self.high
-        k.count_slots(self.flags, self.header, high, dirty, counts)
-        ends = np.cumsum(counts)
-        rows = np.zeros(int(ends[-1]), np.int32)
-        k.fill_slots(self.flags, self.header, high, dirty, ends - counts, ends, rows)
+        number: Any = np.int32 if self.capacity < 1 << 31 else np.int64
+        high = self.high
+        # seen once and then sorted apart from the table, which changes meanwhile
+        seen = reserve((high,), number)
+        slots = reserve((high,), np.uint16)
+        ends = np.zeros(SLOTS, np.int64)
+        found = k.slots_of_rows(self.flags, self.header, high, k.USED | k.DIRTY, seen, slots, ends)
+        np.cumsum(ends, out=ends)
+        rows = np.empty(found, number)
+        k.sort_by_slot(seen[:found], slots[:found], np.concatenate([[0], ends[:-1]]), rows)
         return rows, ends
 
     def used_rows(self) -> I64:

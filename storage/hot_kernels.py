@@ -21,8 +21,8 @@ _HEADER_BYTES = 32
 
 
 @kernel
-def gather(data: F32, rows: I64, dim: int, out: F32, missing: Any) -> None:
-    """out[i] = data[rows[i], :dim], or `missing` throughout where rows[i] < 0. out: float32[n, dim]."""
+def gather(data: F32, rows: I64, dim: int, out: F32) -> None:
+    """out[i] = data[rows[i], :dim], or zeros where rows[i] < 0. out: float32[n, dim]."""
     n = rows.shape[0]
     row_bytes = data.shape[1] * 4
     for i in range(n):
@@ -32,20 +32,10 @@ def gather(data: F32, rows: I64, dim: int, out: F32, missing: Any) -> None:
         r = rows[i]
         if r < 0:
             for j in range(dim):
-                out[i, j] = missing
+                out[i, j] = 0
         else:
             for j in range(dim):
                 out[i, j] = data[r, j]
-
-
-@kernel
-def gather_to(data: F32, rows: I64, positions: I64, dim: int, out: F32) -> None:
-    """out[positions[i]] = data[rows[i], :dim] where rows[i] >= 0; other positions are left alone."""
-    for i in range(rows.shape[0]):
-        r = rows[i]
-        if r >= 0:
-            for j in range(dim):
-                out[positions[i], j] = data[r, j]
 
 
 @kernel
@@ -119,19 +109,12 @@ def sum_by(grads: F32, inverse: I64, first: I64, low: int, high: int, sums: F32)
 
 
 @kernel
-def occurrence(inverse: I64, count: int, rank: I64) -> int:
-    """rank[i] = how many earlier positions have the same number; returns the largest + 1 (0 where there is none)."""
+def occurrence(inverse: I64, count: int, rank: I64) -> None:
+    """rank[i] = how many earlier positions have the same number. inverse: int64[n], 0 to count - 1."""
     seen = np.zeros(count, np.int64)
-    most = 0
     for i in range(inverse.shape[0]):
-        u = inverse[i]
-        if u < 0:
-            rank[i] = -1
-            continue
-        rank[i] = seen[u]
-        seen[u] += 1
-        most = max(most, seen[u])
-    return most
+        rank[i] = seen[inverse[i]]
+        seen[inverse[i]] += 1
 
 
 @kernel
@@ -244,9 +227,7 @@ def remove_rows(index: I64, header: I64, flags: U8, rows: I64) -> None:
 
 @kernel
 def with_flags(flags: U8, high: int, mask: int, wanted: int, start: int, out: I64) -> tuple[int, int]:
-    """Write rows from `start` on whose flags & mask == wanted, until `out` is full. Returns (how many, where to go
-    on).
-    """
+    """Write rows from `start` on with flags & mask == wanted, until `out` is full. -> (how many, where to go on)."""
     found = 0
     row = start
     while row < high and found < out.shape[0]:
@@ -258,25 +239,28 @@ def with_flags(flags: U8, high: int, mask: int, wanted: int, start: int, out: I6
 
 
 @kernel
-def count_slots(flags: U8, header: I64, high: int, wanted: int, counts: I64) -> None:
-    """counts[slot] += rows of that slot that have all the bits of `wanted`. counts: int64[SLOTS]."""
-    for row in range(high):
-        if flags[row] & wanted == wanted:
-            counts[slot_of(header[row, 0])] += 1
+def slots_of_rows(flags: U8, header: I64, high: int, wanted: int, rows: Any, slots: Any, counts: I64) -> int:
+    """Write the rows that have all the bits of `wanted`, and their slots, to the front of rows and slots.
 
-
-@kernel
-def fill_slots(flags: U8, header: I64, high: int, wanted: int, at: I64, ends: I64, out: I32) -> None:
-    """Write the rows that `count_slots` counted, slot by slot: those of slot s to out[at[s]:ends[s]].
-
-    at is used up. Rows that have come since are left out; places of rows that have gone keep what is there.
+    rows: int32 or int64[high]; slots: uint16[high]; counts: int64[SLOTS], += rows of each slot. Returns how many.
     """
+    found = 0
     for row in range(high):
         if flags[row] & wanted == wanted:
             slot = slot_of(header[row, 0])
-            if at[slot] < ends[slot]:
-                out[at[slot]] = row
-                at[slot] += 1
+            rows[found] = row
+            slots[found] = slot
+            counts[slot] += 1
+            found += 1
+    return found
+
+
+@kernel
+def sort_by_slot(rows: Any, slots: Any, at: I64, out: Any) -> None:
+    """out: rows in the order of slots, stable. at: int64[SLOTS], where each slot begins in it; used up."""
+    for i in range(rows.shape[0]):
+        out[at[slots[i]]] = rows[i]
+        at[slots[i]] += 1
 
 
 @kernel

@@ -38,8 +38,7 @@ def find_one(index: I64, key: int) -> Any:
 
 @kernel
 def find(index: I64, keys: I64, flags: U8, touch: int, rows: I64) -> int:
-    """rows[i] = row of keys[i] or -1, and flags[row] |= touch. keys, rows: int64[n]. Returns how many were not
-    found."""
+    """rows[i] = row of keys[i] or -1, and flags[row] |= touch. keys, rows: int64[n]. -> how many were not found."""
     n = keys.shape[0]
     size = index.shape[0]
     missing = 0

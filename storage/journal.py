@@ -1,8 +1,8 @@
 """The journal: every change of a store, in order, on disk before it is answered.
 
 Files `journal/<first LSN, 20 digits>.log`: 16 bytes (magic "ROCKBED-JRNL", u32 version), then entries:
-    u32 magic | u32 kind | u64 LSN | i64 time (ms) | u64 payload bytes | u64 digest of the payload | u64 digest of
-    these fields,
+    u32 magic | u32 kind | u64 LSN | i64 time (ms) | u64 payload bytes | u64 digest of the payload
+    u64 digest of these fields,
 then the payload, a whole number of 8-byte words (`digest` says how they are hashed).
 
 An entry cut short at the very end was never acknowledged: it is dropped when the journal is opened. An entry whose
@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from rockbed.errors import FormatTooNew, JournalCorrupt, StorageClosed, StorageFailed
+from rockbed.interrupts import GuardedLock, Uninterrupted
 from rockbed.storage.digest import digest
-from rockbed.storage.files import os_errors, sync_directory
+from rockbed.storage.files import os_errors, sync_path
 
 FORMAT = 1
 _FILE = struct.Struct("<12sI")
@@ -57,7 +58,7 @@ class Journal:
         self._directory = directory
         self._fsync_always = fsync == "always"
         self._segment_bytes = segment_bytes
-        self._lock = threading.Lock()
+        self._lock = GuardedLock()
         self._sync_lock = threading.Lock()
         self._handle = -1
         self._offset = 0
@@ -79,11 +80,7 @@ class Journal:
         """Wait until what an earlier process wrote is on the disk itself: rows that a replay makes go there."""
         with os_errors(f"syncing the journal in {self._directory}"):
             for _, path in self.files(self._directory):
-                handle = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(handle)
-                finally:
-                    os.close(handle)
+                sync_path(path)
 
     def open_for_append(self, last_lsn: int) -> None:
         """Begin a new segment after `last_lsn`, the highest number in use. What is there stays until `trim`."""
@@ -103,7 +100,7 @@ class Journal:
                 os.pwrite(handle, _FILE.pack(_MAGIC, FORMAT), 0)
                 if self._fsync_always:
                     os.fsync(handle)
-                    sync_directory(self._directory)
+                    sync_path(self._directory)
             except OSError:
                 os.close(handle)
                 path.unlink(missing_ok=True)
@@ -117,9 +114,9 @@ class Journal:
     # --- writing ---
 
     def append(self, kind: int, time_ms: int, parts: Sequence[Any]) -> int:
-        """Write one entry and return its LSN. parts: bytes or C-contiguous arrays, each a whole number of
-        8-byte words, written without a copy.
+        """Write one entry and return its LSN.
 
+        parts: bytes or C-contiguous arrays, each a whole number of 8-byte words, written without a copy.
         Raises StorageFull, StorePermission, StorageFailed: then the entry is not in the journal and nothing changed.
         """
         size = sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts)
@@ -139,7 +136,7 @@ class Journal:
                     written = self._write(buffers)
                     if self._fsync_always:
                         os.fdatasync(self._handle)
-            except BaseException:  # Ctrl-C too: the rest of a longer entry must not stay behind a shorter one
+            except BaseException:  # the rest of a longer entry must not stay behind a shorter one
                 self._take_back()
                 raise
             self._offset += written
@@ -169,42 +166,48 @@ class Journal:
 
     def sync(self) -> None:
         """Wait until everything appended so far is on the disk itself."""
-        with self._sync_lock:  # whoever comes second waits for the first, whose sync is not done when it has begun
+        # whoever comes second waits for the first, whose sync is not done when it has begun
+        with self._sync_lock, Uninterrupted():
             with self._lock:
                 if self._synced or self._handle < 0:
                     return
-                handles, self._retired = [*self._retired.values(), os.dup(self._handle)], {}
+                retired, self._retired = self._retired, {}
+                current = os.dup(self._handle)
                 self._synced = True
             try:
                 with os_errors(f"syncing the journal in {self._directory}"):
-                    for handle in handles:  # outside the lock: pushes go on meanwhile
+                    for handle in (*retired.values(), current):  # outside the lock: pushes go on meanwhile
                         os.fdatasync(handle)
-                    sync_directory(self._directory)
-            except Exception:
-                self._synced = False
+                    sync_path(self._directory)
+            except BaseException:
+                with self._lock:
+                    self._synced = False
+                    self._retired = retired | self._retired
+                retired = {}
                 raise
             finally:
-                for handle in handles:
+                for handle in (*retired.values(), current):
                     os.close(handle)
 
     def trim(self, flushed_lsn: int) -> None:
         """Delete the segments whose entries are all at or below `flushed_lsn`."""
-        with self._lock:
-            if self.last_lsn <= flushed_lsn and self._offset > _FILE.size:
-                self._new_segment()
-            old = []
-            while len(self.segments) > 1 and self.segments[1][0] <= flushed_lsn + 1:
-                old.append(self.segments.pop(0)[1])
-            # nobody needs these synced any more, and an open handle holds its file's space
-            handles = [self._retired.pop(path) for path in old if path in self._retired]
-        with os_errors(f"trimming the journal in {self._directory}"):
-            for path in old:  # outside the lock: to delete a large file takes milliseconds
-                size = path.stat().st_size
-                path.unlink()
-                with self._lock:
-                    self.total_bytes -= size
-        for handle in handles:
-            os.close(handle)
+        with Uninterrupted():
+            with self._lock:
+                if self.last_lsn <= flushed_lsn and self._offset > _FILE.size:
+                    self._new_segment()
+                old = []
+                while len(self.segments) > 1 and self.segments[1][0] <= flushed_lsn + 1:
+                    old.append(self.segments.pop(0)[1])
+                # nobody needs these synced any more, and an open handle holds its file's space
+                handles = [self._retired.pop(path) for path in old if path in self._retired]
+            for handle in handles:
+                os.close(handle)
+            with os_errors(f"trimming the journal in {self._directory}"):
+                for path in old:  # outside the lock: to delete a large file takes milliseconds
+                    size = path.stat().st_size
+                    path.unlink()
+                    with self._lock:
+                        self.total_bytes -= size
 
     def copy_to(self, directory: Path) -> None:
         """Copy everything appended so far, whole entries only, into an empty directory, durably."""
@@ -243,8 +246,8 @@ class Journal:
 def _damage(path: Path, offset: int, what: str) -> JournalCorrupt:
     return JournalCorrupt(
         f"{path} is damaged at byte {offset}: {what}. Nothing was changed. Restore a checkpoint with "
-        f"PyStorage.restore, or open "
-        "with repair=True to keep everything before the damage (what follows it is set aside in journal/damaged)"
+        "PyStorage.restore, or open with repair=True to keep everything before the damage (what follows it is set "
+        "aside in journal/damaged)"
     )
 
 
@@ -314,4 +317,4 @@ def set_aside(directory: Path, path: Path, end: int, later: Sequence[Path]) -> N
             path.unlink()
         for other in later:
             os.replace(other, aside / other.name)
-        sync_directory(directory)
+        sync_path(directory)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from rockbed.errors import InvalidConfig
+
 _HUGE_PAGE = 2 << 20
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # named in Python 3.13; the number is Linux's
 
@@ -15,11 +17,17 @@ def reserve(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """A zeroed array that takes memory only where it was written, in huge pages where the kernel offers them.
 
     So a slab can be as long as the memory budget allows and never moves when it fills, and random rows cost fewer TLB
-    misses.
+    misses. Raises InvalidConfig where the address space is used up.
     """
     count = int(np.prod(shape))
     size = max(1, count * np.dtype(dtype).itemsize)
-    block = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+    try:
+        block = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+    except OSError as error:
+        raise InvalidConfig(
+            f"the system gives this process no more address space ({size} bytes asked for: {error}). Each group takes "
+            "as much of it as memory_budget says: open the store with a smaller memory_budget, or with fewer groups"
+        ) from error
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE_PAGE:
         # fails only on kernels built without transparent huge pages: small pages are then what there is
         with contextlib.suppress(OSError):

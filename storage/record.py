@@ -43,11 +43,6 @@ def record_bytes(width: int) -> int:
     return HEADER_BYTES + 4 * width
 
 
-def record_dtype(width: int) -> np.dtype[np.void]:
-    """The record as a structured dtype; `data` is float32[width]."""
-    return np.dtype([*((name, HEADER[name]) for name in HEADER.names or ()), ("data", "<f4", (width,))])
-
-
 @inlined
 def key_word(key: int) -> Any:
     """The key with its sign bit flipped, as uint64: unsigned order is then the order of signed keys."""
@@ -164,9 +159,7 @@ def _unpack(words: I32, floats: F32, rows: I64, header: I64, data: F32) -> None:
 
 
 def unpack(records: U8, rows: I64, header: I64, data: F32) -> None:
-    """The reverse of `pack`, for records as RocksDB returns them (its stamp taken off): uint8[n,
-    record_bytes(width)].
-    """
+    """The reverse of `pack`. records: as RocksDB returns them (its stamp taken off), uint8[n, record_bytes(width)]."""
     _unpack(records.view(np.int32), records.view(np.float32), rows, header, data)
 
 

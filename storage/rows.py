@@ -34,6 +34,7 @@ _READ_ROWS = 256  # rows that are worth a thread of their own: about 1 ms
 _READ_THREADS = min(8, os.cpu_count() or 1)
 _BUFFER_BYTES = 4 << 20  # of the SST writer
 _MOST_STAMP = 2**31 - 1
+_TTL_MAX_S = 10 * 365 * 86_400  # RocksDB's time stamps end in 2038: a longer TTL is left to the sweeper
 
 
 def table_options(cache_bytes: int, *, create: bool, index_in_cache: bool = False) -> rocksdict.Options:
@@ -75,8 +76,9 @@ def _link_all(path: Path, view: Path) -> None:
 
 
 class RowFiles:
-    """Records by 12-byte key. Thread-safe; raises Rockbed's errors. ttl_s: seconds for RocksDB's own reclaim, 0 =
-    never.
+    """Records by 12-byte key. Thread-safe; raises Rockbed's errors.
+
+    ttl_s: seconds for RocksDB's own reclaim, 0 = never, as is more than ten years.
     """
 
     def __init__(
@@ -87,12 +89,15 @@ class RowFiles:
         self._runs = 0
         self._read_only = read_only
         self._hidden: set[bytes] = set()  # by a reader
+        ttl_s = 0 if ttl_s > _TTL_MAX_S else ttl_s
         self._ttl_s = ttl_s
         # a read-only RocksDB is opened without the TTL layer, so it returns values with their stamp
         self._stamp_bytes = TTL_STAMP_BYTES if read_only else 0
         self._readers = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="rockbed-read")
         access = rocksdict.AccessType.read_only() if read_only else rocksdict.AccessType.with_ttl(ttl_s)
         options = options or table_options(cache_bytes, create=not read_only)
+        self._held = ttl_s > 0 and not read_only
+        options.set_disable_auto_compactions(self._held)
         at = path
         if read_only:
             with os_errors(f"opening {path}"):
@@ -100,7 +105,9 @@ class RowFiles:
                 self._remove_view = weakref.finalize(self, shutil.rmtree, at, ignore_errors=True)
                 _link_all(path, at)
         try:
-            self._db = rocksdict.Rdict(str(at), options=options, access_type=access)
+            # named, or rocksdict takes what RocksDB wrote into its OPTIONS file, which lacks the cache and the filter
+            families = {"default": options}
+            self._db = rocksdict.Rdict(str(at), options=options, column_families=families, access_type=access)
         except Exception as error:
             raise rocksdb_error(error, f"opening {path}") from error
         forget_in_child(self)
@@ -115,8 +122,7 @@ class RowFiles:
     def get(self, keys: U8, record_bytes: int) -> tuple[I64, U8]:
         """Fetch by key, best in ascending order. keys: uint8[n, 12].
 
-        Returns the positions that were found, int64[m], and their records, uint8[m, record_bytes]. Other threads run
-        meanwhile.
+        Returns the positions that were found, int64[m], and their records, uint8[m, record_bytes]. Releases the GIL.
         """
         wanted: list[Any] = keys.reshape(-1).view(f"V{KEY_BYTES}").tolist()
         try:
@@ -153,9 +159,9 @@ class RowFiles:
         return np.ascontiguousarray(matrix[:, :record_bytes]) if self._stamp_bytes else matrix
 
     def put_run(self, keys: U8, values: U8, order: I64) -> None:
-        """Add or replace rows at once. keys: uint8[n, 12], distinct; values: uint8[n, v], stamp included; order sorts
-        keys.
+        """Add or replace rows at once.
 
+        keys: uint8[n, 12], distinct; values: uint8[n, v], stamp included; order: int64[n], sorts keys.
         Durable when it returns: the file is synced before RocksDB takes it.
         """
         self._runs += 1
@@ -175,8 +181,10 @@ class RowFiles:
             path.unlink(missing_ok=True)  # gone where RocksDB has taken it
 
     def delete(self, keys: U8) -> None:
-        """Delete by key, durable after `flush`. keys: uint8[n, 12]. A reader, who deletes when it replays the journal,
-        hides the rows instead."""
+        """Delete by key, durable after `flush`. keys: uint8[n, 12].
+
+        A reader, who deletes when it replays the journal, hides the rows instead.
+        """
         raw = keys.reshape(-1).view(f"V{KEY_BYTES}").tolist()
         if self._read_only:
             self._hidden.update(raw)
@@ -223,7 +231,7 @@ class RowFiles:
         end = prefix_end(key_prefix(group))
         if end is not None:
             options.set_iterate_upper_bound(end)
-        options.fill_cache(False)  # type: ignore[call-arg]  # likewise a method with an argument
+        options.fill_cache(False)  # type: ignore[call-arg]  # a method, whatever the stub says
         start = key_prefix(group) if after is None else after + b"\0"
         try:
             items = self._db.items(from_key=start, read_opt=options)
@@ -255,6 +263,20 @@ class RowFiles:
         except Exception as error:
             raise rocksdb_error(error, f"flushing {self._path}") from error
 
+    def hold_compaction(self, hold: bool) -> None:
+        """Begin no compaction by itself while `hold`: they drop records whose TTL is over. Held after opening."""
+        if self._ttl_s and not self._read_only and hold != self._held:
+            try:
+                self._db.set_options({"disable_auto_compactions": "true" if hold else "false"})
+            except Exception as error:
+                raise rocksdb_error(error, f"changing the options of {self._path}") from error
+            self._held = hold
+
+    @property
+    def drops_expired(self) -> bool:
+        """Whether compactions drop records by a TTL."""
+        return self._ttl_s > 0
+
     def compact(self) -> None:
         """Rewrite everything: reclaims the space of deleted and expired rows, compresses the last level."""
         try:
@@ -270,9 +292,7 @@ class RowFiles:
             raise rocksdb_error(error, f"writing a checkpoint to {path}") from error
 
     def statistics(self) -> dict[str, int]:
-        """Sizes from RocksDB: bytes of table files, of rows alive in them (estimated), rows (estimated), pending
-        compaction.
-        """
+        """Sizes as RocksDB has them: `disk_bytes` is exact, the others are its estimates."""
         names = {
             "disk_bytes": "rocksdb.total-sst-files-size",
             "live_bytes": "rocksdb.estimate-live-data-size",
@@ -280,10 +300,6 @@ class RowFiles:
             "pending_compaction_bytes": "rocksdb.estimate-pending-compaction-bytes",
         }
         return {name: int(self._db.property_int_value(prop) or 0) for name, prop in names.items()}
-
-    def files(self) -> list[dict[str, Any]]:
-        """RocksDB's list of live table files."""
-        return list(self._db.live_files())
 
     def forget(self) -> None:
         """In a forked child: never destroy the inherited RocksDB, which would write to the parent's files."""

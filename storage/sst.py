@@ -33,7 +33,6 @@ from rockbed.storage.sst_kernels import (
     TRAILER_BYTES,
     fill_blocks,
     fill_index,
-    radix_sort,
     scan,
     seal,
 )
@@ -67,7 +66,7 @@ def write_sst(
     """Write rows to a new table file at path, for `Rdict.ingest_external_file`. -> the file's size in bytes.
 
     keys: uint8[n, 12]; values: uint8[n, v], 1 <= v <= VALUE_BYTES_MAX; both C-contiguous. order: int64[m], m >= 1,
-    the row numbers to write, in the order of their keys (see `sort_order`); None writes rows 0 to n - 1, n >= 1. In
+    the row numbers to write, in the order of their keys (see `disk_order`); None writes rows 0 to n - 1, n >= 1. In
     the order written the keys must ascend strictly, compared as bytes. Nothing is added to a value: for a database
     opened with a TTL each must end with the 4 bytes that DBWithTTL keeps there, the time of writing in seconds since
     1970 as a little-endian int32. The database must have the default (bytewise) comparator, and uses the filter if
@@ -107,23 +106,6 @@ def write_sst(
             os.unlink(path)
         raise
     return size
-
-
-def sort_order(keys: U8) -> I64:
-    """The row numbers of keys, uint8[n, 12] C-contiguous, in ascending order of their bytes: int64[n]. Stable.
-
-    A radix sort, least significant digit first, that skips the digits that all keys share (the group, as a rule).
-    Takes 40 bytes a row while it works. Raises WrongDtype, WrongShape.
-    """
-    _check_matrix("keys", keys)
-    if keys.shape[1] != KEY_BYTES:
-        raise WrongShape(f"keys are uint8[n, {KEY_BYTES}], not {list(keys.shape)}")
-    n = keys.shape[0]
-    if n >= 1 << 32:
-        raise WrongShape(f"{n} keys are more than the {(1 << 32) - 1} that one sort takes")
-    order = np.empty(n, np.int64)
-    radix_sort(keys, np.empty((n, 2), np.uint64), np.empty((n, 2), np.uint64), order)
-    return order
 
 
 class _Layout:
@@ -191,7 +173,7 @@ def _tail(layout: _Layout, filter_block: U8, keys: U8, rows: I64) -> list[U8 | b
     if filter_block.size:
         add(b"fullfilter.rocksdb.BuiltinBloomFilter", filter_block)
     # At most, for each data block: two sizes, the key, offset and size as varints, the offset of the entry.
-    index = np.empty(layout.blocks * (2 + KEY_BYTES + 10 + 5 + 4) + 4 + TRAILER_BYTES, np.uint8)
+    index: U8 = np.empty(layout.blocks * (2 + KEY_BYTES + 10 + 5 + 4) + 4 + TRAILER_BYTES, np.uint8)
     used = fill_index(index, keys, rows, layout.n, layout.rows_per_block, layout.block_bytes, layout.last_block_bytes)
     index = index[: used + TRAILER_BYTES]
     add(b"index", index)
@@ -297,8 +279,8 @@ def _check(keys: U8, values: U8, order: I64 | None, bloom_bits: int, block_bytes
     _check_matrix("values", values)
     if keys.shape[1] != KEY_BYTES or keys.shape[0] != values.shape[0] or not 1 <= values.shape[1] <= VALUE_BYTES_MAX:
         raise WrongShape(
-            f"keys are uint8[n, {KEY_BYTES}] and values uint8[n, 1 to {VALUE_BYTES_MAX}], "
-            f"not {list(keys.shape)} and {list(values.shape)}"
+            f"keys are uint8[n, {KEY_BYTES}] and values uint8[n, 1 to {VALUE_BYTES_MAX}], not {list(keys.shape)} and "
+            f"{list(values.shape)}"
         )
     if order is not None:
         if order.dtype != np.int64:

@@ -1,4 +1,4 @@
-"""The compiled loops of the table writer (sst.py describes the file format) and of the sort that precedes it.
+"""The compiled loops of the table writer; sst.py describes the file format.
 
 `rows` is int64[n], the row of keys and values for each position of the file; an empty array stands for 0, 1, 2, ...
 """
@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from rockbed.kernels import inlined, kernel, prefetch
 from rockbed.storage.checksum import PRIME_3, load_u32, load_u64, xxh64_of
-from rockbed.types import I64, U8, U64
+from rockbed.types import I64, U8
 
 KEY_BYTES = 12
 LINE_BYTES = 64  # of the filter
@@ -21,8 +21,6 @@ TRAILER_BYTES = 5  # compression byte, checksum u32
 
 _PREFETCH_ROWS = 8
 _PREFETCH_BYTES = 512  # of a row; the hardware follows a longer one by itself
-_DIGIT_BITS = 11  # 2048 counters of 8 bytes fit into the first-level cache beside the lines written to
-_DIGITS = 1 << _DIGIT_BITS
 
 
 # --- building blocks ---
@@ -226,47 +224,3 @@ def fill_index(
     for block in range(blocks):
         at = _put_u32(out, at, offsets[block])
     return _put_u32(out, at, blocks)
-
-
-# --- the order of keys ---
-
-
-@kernel
-def radix_sort(keys: U8, records: U64, spare: U64, order: I64) -> None:
-    """order: the rows of keys in ascending order, stable. records, spare: uint64[n, 2], overwritten; n < 2**32."""
-    n = keys.shape[0]
-    if n == 0:
-        return
-    # A record is (first 8 bytes of the key; its last 4, then the row), so that moving it moves all that is needed.
-    varying_high = np.uint64(0)
-    varying_low = np.uint64(0)
-    for i in range(n):
-        records[i, 0] = _key_high(keys, i)
-        records[i, 1] = _key_low(keys, i) << np.uint64(32) | np.uint64(i)
-        varying_high |= records[i, 0] ^ records[0, 0]
-        varying_low |= records[i, 1] ^ records[0, 1]
-    counts = np.empty(_DIGITS, np.int64)
-    for word, lowest, highest, varying in ((1, 32, 64, varying_low), (0, 0, 64, varying_high)):
-        shift = lowest
-        while shift < highest:
-            bits = min(_DIGIT_BITS, highest - shift)
-            mask = np.uint64((1 << bits) - 1)
-            if (varying >> np.uint64(shift)) & mask:
-                counts[:] = 0
-                for i in range(n):
-                    counts[(records[i, word] >> np.uint64(shift)) & mask] += 1
-                total = 0
-                for digit in range(_DIGITS):
-                    count = counts[digit]
-                    counts[digit] = total
-                    total += count
-                for i in range(n):
-                    digit = (records[i, word] >> np.uint64(shift)) & mask
-                    place = counts[digit]
-                    counts[digit] = place + 1
-                    spare[place, 0] = records[i, 0]
-                    spare[place, 1] = records[i, 1]
-                records, spare = spare, records
-            shift += bits
-    for i in range(n):
-        order[i] = np.int64(records[i, 1] & np.uint64(0xFFFFFFFF))

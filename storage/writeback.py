@@ -7,12 +7,15 @@ from typing import Protocol
 
 import numpy as np
 
+from rockbed.interrupts import GuardedLock, Uninterrupted
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.hot import HotTable
 from rockbed.storage.memory import reserve
 from rockbed.storage.record import TTL_STAMP_BYTES, disk_order, encode_keys, pack, record_bytes
 from rockbed.storage.rows import RowFiles
 from rockbed.types import I32, I64, U8
+
+_Rows = I32 | I64
 
 RUN_BYTES = 24 << 20  # of records in one run; a write-back takes about twice that in memory
 _LOCKED_ROWS = 256  # rows copied under a group's lock at a time, at the least: about 0.03 ms
@@ -25,13 +28,13 @@ class Part(Protocol):
 
     number: int
     table: HotTable
-    lock: threading.RLock
+    lock: GuardedLock
 
     def expires(self) -> bool:
-        """Whether the group's rows have a TTL."""
+        """Whether RocksDB may drop the group's rows by the store's own TTL."""
 
 
-def _runs(rows: I32, ends: I64, most: int) -> Iterator[I32]:
+def _runs(rows: _Rows, ends: I64, most: int) -> Iterator[_Rows]:
     """Cut rows, ordered by slot, into pieces of at most `most` that share no slot (one slot is never cut).
 
     So the runs of one write-back do not overlap, and RocksDB puts them side by side into one level instead of piling
@@ -39,7 +42,8 @@ def _runs(rows: I32, ends: I64, most: int) -> Iterator[I32]:
     """
     start = 0
     while start < rows.size:
-        end = int(ends[np.searchsorted(ends, start + most, side="right") - 1])
+        last = int(np.searchsorted(ends, start + most, side="right")) - 1
+        end = int(ends[last]) if last >= 0 else start
         if end <= start:
             end = int(ends[np.searchsorted(ends, start, side="right")])
         yield rows[start:end]
@@ -63,11 +67,15 @@ class WriteBack:
                 pass  # pushes that hold it have marked their rows when it is free; the rest needs no lock
             dirty, ends = part.table.dirty_by_slot()
             size = record_bytes(part.table.width) + TTL_STAMP_BYTES
-            return sum(self._run(part, run.astype(np.int64), size) for run in _runs(dirty, ends, RUN_BYTES // size))
+            return sum(self._whole_run(part, run, size) for run in _runs(dirty, ends, RUN_BYTES // size))
+
+    def _whole_run(self, part: Part, rows: _Rows, size: int) -> int:
+        with Uninterrupted():  # or flags would say that rows are being written which are not
+            return self._run(part, rows.astype(np.int64), size)
 
     def _run(self, part: Part, dirty: I64, size: int) -> int:
         values: U8 = reserve((dirty.size, size), np.uint8)  # given back to the system after each run
-        keys = np.empty(dirty.size, np.int64)
+        keys: I64 = np.empty(dirty.size, np.int64)
         taken = np.empty(dirty.size, np.int64)
         stamp = self._files.stamp(expires=part.expires())
         count = 0
@@ -95,8 +103,9 @@ class WriteBack:
                 keys = keys[:count]
                 self._files.put_run(encode_keys(part.number, keys), values[:count], disk_order(keys))
         except BaseException:
-            with part.lock:
-                k.change_flags(part.table.flags, taken[:count], k.WRITING, k.DIRTY)
+            with part.lock:  # not `taken`: it may lack those of a piece that failed half-way
+                begun = dirty[part.table.flags[dirty] & k.WRITING != 0]
+                k.change_flags(part.table.flags, begun, k.WRITING, k.DIRTY)
             raise
         with part.lock:
             k.change_flags(part.table.flags, taken[:count], k.WRITING, 0)

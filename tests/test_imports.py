@@ -1,5 +1,6 @@
 """`import rockbed` is cheap, imports point down, and what is public is documented."""
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -65,19 +66,27 @@ def violations(module: str, source: str, known: dict[str, Path], is_package: boo
     return wrong
 
 
-def test_import_rockbed_loads_nothing_heavy() -> None:
+def measured_import() -> tuple[list[str], float]:
+    """Which heavy libraries `import rockbed` loads in a fresh process, and how many seconds it takes there."""
     code = f"""
-        import sys, time
+        import json, sys, time
         start = time.perf_counter()
         import rockbed
         seconds = time.perf_counter() - start
-        print(sorted({{name.split(".")[0] for name in sys.modules}} & set({HEAVY!r})), round(seconds, 3))
+        loaded = sorted({{name.split(".")[0] for name in sys.modules}} & set({HEAVY!r}))
+        print(json.dumps([loaded, seconds]))
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    loaded, seconds = out.rsplit(" ", 1)
-    print(f"import rockbed: {seconds.strip()} s")  # shown with -s; not asserted, machines differ
-    assert loaded == "[]"
+    loaded, seconds = json.loads(out)
+    return loaded, seconds
+
+
+def test_import_rockbed_loads_nothing_heavy_and_takes_less_than_a_third_of_a_second() -> None:
+    runs = [measured_import() for _ in range(3)]
+    assert [loaded for loaded, _ in runs] == [[]] * 3
+    # The quickest of three, because a busy machine slows a run down. It is about 0.01 s where nothing else runs.
+    assert min(seconds for _, seconds in runs) < 0.3
 
 
 def test_imports_point_down() -> None:

@@ -61,8 +61,8 @@ def test_every_make_target_named_in_a_page_exists() -> None:
 def test_blocks_run_in_order_and_those_marked_not_run_are_left_out(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "```python\nx = 1\n```\n\n<!-- not run -->\n\n```python\nraise SystemExit(3)\n```\n"
-        "```bash\nexit 4\n```\n```python\nassert x == 2\n```\n"
+        "```python\nx = 1\n```\n\n<!-- not run -->\n\n```python\nraise SystemExit(3)\n```\n```bash\nexit "
+        "4\n```\n```python\nassert x == 2\n```\n"
     )
     done = run(page, tmp_path)
     assert done.returncode == 1

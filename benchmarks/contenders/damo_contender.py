@@ -11,7 +11,7 @@ import damo  # type: ignore[import-not-found]
 import numpy as np
 
 from benchmarks.contenders.base import INITIAL_BOUND, LEARNING_RATE, Contender, Settings
-from benchmarks.data import F32, Batch
+from benchmarks.data import F32, I64, Batch
 
 
 class Damo:
@@ -34,7 +34,7 @@ class Damo:
         path.write_text(json.dumps(config))
         self._store = damo.PyDamo(str(path))
 
-    def _pull(self, table: int, keys: np.ndarray) -> F32:
+    def _pull(self, table: int, keys: I64) -> F32:
         # It fills a flat float32 array of exactly this size; anything else is left unfilled without a word.
         rows = np.empty(len(keys) * self._dim, np.float32)
         self._store.pull(table, keys, rows)

@@ -25,13 +25,7 @@ from tests.api.helpers import (
     sgd,
     uniform,
 )
-
-
-def _until(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -65,12 +59,12 @@ def test_fsync_interval_syncs_the_journal_soon_after_and_not_in_the_push(
     open_storage: OpenStorage, syncs: list[str]
 ) -> None:
     rows = embedding(open_storage(fsync="interval", fsync_interval=0.3))
-    assert _until(lambda: _journal_syncs(syncs) > 0)
+    until(lambda: _journal_syncs(syncs) > 0)
     syncs.clear()
     time.sleep(0.7)
     assert _journal_syncs(syncs) == 0  # nothing new, nothing to sync
     rows.apply_gradients(keys_of(1), ones(1))
-    assert _until(lambda: _journal_syncs(syncs) > 0, 5)
+    until(lambda: _journal_syncs(syncs) > 0, 5)
 
 
 def test_fsync_never_leaves_the_journal_to_the_system(open_storage: OpenStorage, syncs: list[str]) -> None:
@@ -140,7 +134,7 @@ def test_a_changed_row_is_written_back_after_the_interval(open_storage: OpenStor
     storage = open_storage(write_back_interval=0.5)
     embedding(storage).apply_gradients(keys_of(1, 2), ones(2))
     assert storage.stats()["rows_written_back"] == 0
-    assert _until(lambda: storage.stats()["flushed_lsn"] == storage.stats()["last_lsn"], 5)
+    until(lambda: storage.stats()["flushed_lsn"] == storage.stats()["last_lsn"], 5)
     assert (storage.stats()["dirty_rows"], storage.stats()["rows_written_back"]) == (0, 2)
 
 
@@ -149,7 +143,7 @@ def test_write_back_begins_at_half_the_journals_limit_whatever_the_interval(open
     rows = embedding(storage, 64)
     for _ in range(11):  # 11 x 53 kB: half of the limit, and a little
         rows.apply_gradients(np.arange(200), ones(200, 64))
-    assert _until(lambda: storage.stats()["journal_bytes"] < 1 << 17, 5)
+    until(lambda: storage.stats()["journal_bytes"] < 1 << 17, 5)
     assert storage.stats()["rows_written_back"] >= 200
 
 
@@ -175,7 +169,7 @@ def test_pushes_wait_at_the_journals_limit_and_go_on_when_it_was_trimmed(
 
     pusher = threading.Thread(target=push)
     pusher.start()
-    assert _until(lambda: storage.stats()["journal_bytes"] >= 1 << 20)
+    until(lambda: storage.stats()["journal_bytes"] >= 1 << 20)
     reached = len(done)
     time.sleep(0.5)
     assert len(done) <= reached + 1 < 25  # a push is let in below the limit and may cross it

@@ -42,7 +42,7 @@ class _PausedReads:
 
 @pytest.mark.parametrize("call", ["lookup", "evaluate", "push"])
 def test_a_row_read_from_disk_just_before_it_was_removed_does_not_come_back(
-    open_storage: OpenStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     storage = open_storage()
     embedding(storage).apply_gradients(keys_of(1, 2), ones(2))
@@ -103,9 +103,9 @@ def _half_shrunk(open_storage: OpenStorage, clock: Clock, to: Path) -> Path:
     with pytest.raises(_Stop):
         storage.shrink(min_count=2, progress=stop)
     assert 0 < storage.stats()["rows"] < 10_000
-    assert_sound_later = as_after_kill(storage, to)
+    killed = as_after_kill(storage, to)
     storage.close()
-    return assert_sound_later
+    return killed
 
 
 def test_an_error_in_the_progress_callback_ends_shrink_between_two_steps_and_leaves_the_store_sound(

@@ -39,6 +39,55 @@ def test_each_condition_takes_its_rows_and_a_dry_run_counts_the_same(
     assert storage.check().problems == []
 
 
+REASONS = ("expired", "age", "count", "norm")
+MEETS = [tuple(name for i, name in enumerate(REASONS) if group >> i & 1) for group in range(16)]
+"""What the one row of each group meets: all sixteen choices out of four reasons."""
+
+
+def _filled_with_every_choice(storage: PyStorage, clock: Clock) -> None:
+    rows = [embedding(storage, group=group, ttl=5 if "expired" in meets else 0) for group, meets in enumerate(MEETS)]
+    for old in (True, False):
+        for one, meets in zip(rows, MEETS, strict=True):
+            if ("age" in meets) == old:
+                updates = 1 if "count" in meets else 2
+                value = 0.1 if "norm" in meets else 4.0
+                for _ in range(updates):
+                    one.apply_gradients(keys_of(7), ones(1, value=value / updates))
+        clock.now += 90 if old else 10
+    # the norms are 0.1 or 4, the rows 100 or 10 seconds old, and updated once or twice
+
+
+@pytest.mark.parametrize("asked", [("age", "count", "norm"), ("count", "norm"), ("age", "norm"), ()])
+def test_a_row_counts_under_the_first_reason_that_fits_of_those_asked_for(
+    open_storage: OpenStorage, clock: Clock, asked: tuple[str, ...]
+) -> None:
+    storage = open_storage(clock=clock)
+    _filled_with_every_choice(storage, clock)
+    limits = {"age": ("max_age", 50), "count": ("min_count", 2), "norm": ("min_norm", 1.0)}
+    conditions: dict[str, Any] = dict(limits[name] for name in asked)
+    wanted = {}
+    for group, meets in enumerate(MEETS):
+        first = next((name for name in REASONS if name in meets and name in ("expired", *asked)), None)
+        wanted[group] = {name: int(name == first) for name in REASONS}
+    for dry_run in (True, False):  # the same count, whether by what was read or by what was removed
+        assert storage.shrink(**conditions, dry_run=dry_run).removed == wanted
+    left = [group for group, reasons in wanted.items() if not any(reasons.values())]
+    assert [group for group, stats in storage.stats()["groups"].items() if stats["rows"]] == left
+    assert storage.shrink(**conditions).rows_removed == 0
+
+
+def test_a_row_as_old_as_max_age_goes_one_with_min_count_updates_or_min_norm_stays(
+    open_storage: OpenStorage, clock: Clock
+) -> None:
+    storage = open_storage(clock=clock)
+    embedding(storage).apply_gradients(keys_of(7), ones(1))  # one update, norm 1
+    clock.now += 100
+    assert storage.shrink(min_count=1, min_norm=1.0, max_age=100.001, dry_run=True).rows_removed == 0
+    assert storage.shrink(max_age=100, dry_run=True).removed[0]["age"] == 1
+    assert storage.shrink(min_count=2, dry_run=True).removed[0]["count"] == 1
+    assert storage.shrink(min_norm=1.001, dry_run=True).removed[0]["norm"] == 1
+
+
 def test_a_norm_below_the_limit_goes(open_storage: OpenStorage, clock: Clock) -> None:
     storage = _filled(open_storage, clock)
     # dim 4: norms are 1 (one step of 0.5), 2 (two), 0 (looked up)

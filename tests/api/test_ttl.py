@@ -21,6 +21,7 @@ from tests.api.helpers import (
     push_in_pieces,
     uniform,
 )
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("place", ["memory", "disk", "journal"])
@@ -199,10 +200,9 @@ def test_the_sweeper_removes_expired_rows_from_memory_and_disk_and_only_those(
     push_in_pieces(rows, keys[:2000])
     clock.now += 8
     push_in_pieces(rows, keys[1000:])
+    storage.flush()
     clock.now += 2
-    deadline = time.monotonic() + 20
-    while storage.stats()["rows"] > 3000 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: storage.stats()["rows"] <= 3000)
     stats = storage.stats()["groups"][0]
     assert (stats["rows"], stats["expired"]) == (3000, 1000)
     expected = np.select([keys < 1000, keys < 2000], [0, -1.0], -0.5)

@@ -22,6 +22,7 @@ from examples.flights_data import (  # noqa: E402
 from examples.fm import FACTORS, LINEAR, FactorizationMachine, auc, log_loss  # noqa: E402
 from examples.trainer import Plan, train  # noqa: E402
 from rockbed import PyStorage  # noqa: E402
+from rockbed.types import F32, F64  # noqa: E402
 
 CSV = """year,month,day,arr_delay,carrier,flight,tailnum,origin,dest,hour
 2013,1,1,16,UA,1545,N14228,EWR,IAH,5
@@ -104,7 +105,7 @@ def test_the_gradients_pushed_are_the_slopes_of_the_loss(tmp_path: Path) -> None
     """Against central differences in float64 of the pairwise definition of the model, not of lemma 3.1."""
     keys = np.array([[1, 2, 3], [1, 4, 3]])
     labels = np.array([1, 0], np.float32)
-    pushed: dict[int, np.ndarray] = {}
+    pushed: dict[int, F32] = {}
     with PyStorage(str(tmp_path / "store")) as storage:
         model = FactorizationMachine(storage, factors=4)
 
@@ -117,7 +118,7 @@ def test_the_gradients_pushed_are_the_slopes_of_the_loss(tmp_path: Path) -> None
         model._storage = Spy()  # type: ignore[assignment]
         loss = model.step(keys, labels, ("trainer", 1))
 
-    def total(w: np.ndarray, v: np.ndarray) -> float:
+    def total(w: F64, v: F64) -> float:
         pairs = sum((v[:, f] * v[:, g]).sum(axis=1) for f in range(3) for g in range(f + 1, 3))
         return float(np.log1p(np.exp(-(2 * labels - 1) * (w.sum(axis=1) + pairs))).sum())
 

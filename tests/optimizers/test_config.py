@@ -43,7 +43,7 @@ Params = dict[str, Any]
 def test_bad_value_is_refused_with_every_problem_named(name: str, params: Params, words: list[str]) -> None:
     with pytest.raises(InvalidConfig) as raised:
         make_optimizer(name, **params)
-    assert name.replace("nesterov", "") in str(raised.value)
+    assert str(raised.value).startswith(f"optimizer {name}: ")
     for word in words:
         assert word in str(raised.value)
 
@@ -54,7 +54,9 @@ def test_unknown_name_and_parameter_list_the_known_ones() -> None:
     ) as no:
         make_optimizer("adagrd")
     assert no.value.code == "unknown_name"
-    with pytest.raises(UnknownName, match=r"'gama' is unknown. Did you mean 'gamma'\? Known: gamma, lambda, eta"):
+    with pytest.raises(
+        UnknownName, match=r"'gama' is unknown. Did you mean 'gamma'\? Known: gamma or lr or learning_rate, lambda or "
+    ):
         make_optimizer("adagrad", gama=0.1)
     with pytest.raises(UnknownName, match="optimizer sgd: parameter 'beta1' is unknown"):
         make_optimizer("sgd", beta1=0.9)

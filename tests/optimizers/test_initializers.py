@@ -10,7 +10,10 @@ from scipy import special, stats
 
 from rockbed.errors import InvalidConfig, UnknownName
 from rockbed.optimizers import initializer_names, make_initializer
+from rockbed.optimizers.config import parameters_of
+from rockbed.optimizers.initializers import registry
 from rockbed.types import F32, F64, I64
+from tests.splitmix import GAMMA, MASK, mix64
 
 RANDOM: list[tuple[str, dict[str, Any]]] = [
     ("random_uniform", {}),
@@ -40,23 +43,14 @@ def rows_of(name: str, params: dict[str, Any], keys: I64, dim: int, seed: int = 
 
 # --- the specification: the same numbers with whole-array numpy and Python's unbounded integers ---
 
-MASK = 2**64 - 1
-G = 0x9E3779B97F4A7C15
-
-
-def mix(x: int) -> int:
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK
-    return x ^ (x >> 31)
-
 
 def units(keys: I64, dim: int, seed: int, group: int) -> F64:
     """float64[n, dim] in (0, 1)."""
-    stream = mix(mix(seed + G & MASK) + (group + 1) * G & MASK)
+    stream = mix64(mix64(seed + GAMMA & MASK) + (group + 1) * GAMMA & MASK)
     table = []
     for key in keys.tolist():
-        row = mix(stream ^ (key & MASK))
-        words = [mix(row + (k + 1) * G & MASK) for k in range((dim + 1) // 2)]
+        row = mix64(stream ^ (key & MASK))
+        words = [mix64(row + (k + 1) * GAMMA & MASK) for k in range((dim + 1) // 2)]
         table.append([half for word in words for half in (word >> 32, word & 0xFFFFFFFF)][:dim])
     return (np.array(table, np.float64).reshape(len(keys), dim) + 0.5) * 2.0**-32
 
@@ -305,6 +299,48 @@ def test_quantile_of_the_specification_is_right() -> None:
     )
     p = (x + 0.5) * 2.0**-32
     np.testing.assert_allclose(quantile(p), special.ndtri(p), rtol=1e-14, atol=1e-16)
+
+
+# --- every parameter: its key and default as documented, and that another value does what it says ---
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "zeros": {},
+    "ones": {},
+    "constant": {},
+    "random_uniform": {"min": -1.0, "max": 1.0},
+    "random_normal": {"mean": 0.0, "stddev": 1.0},
+    "truncate_normal": {"mean": 0.0, "stddev": 1.0},
+    "uniform": {},
+    "xavier_uniform": {},
+    "xavier_normal": {},
+    "kaiming_uniform": {"mode": "fan_in", "a": 0.0},
+    "kaiming_normal": {"mode": "fan_in", "a": 0.0},
+}
+OTHERS: dict[str, Any] = {"min": -0.25, "max": 0.5, "mean": 0.75, "stddev": 0.3, "mode": "fan_out", "a": 0.6}
+EVERY_PARAMETER = [(name, key) for name, defaults in DEFAULTS.items() for key in defaults]
+
+
+def test_the_table_holds_every_initializer_and_every_parameter() -> None:
+    classes = {cls.name: cls for cls in registry._classes.values()}
+    assert set(DEFAULTS) == set(classes)
+    for name, cls in classes.items():
+        keys = [spec.key for spec in parameters_of(cls).values()]
+        assert keys == (["value"] if name == "constant" else list(DEFAULTS[name]))
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_are_the_documented_ones(name: str) -> None:
+    required = {"value": 0.5} if name == "constant" else {}
+    assert make_initializer(name, **required).params() == {**required, **DEFAULTS[name]}
+
+
+@pytest.mark.parametrize(("name", "key"), EVERY_PARAMETER, ids=["-".join(case) for case in EVERY_PARAMETER])
+def test_every_parameter_does_what_it_says(name: str, key: str) -> None:
+    params = {key: OTHERS[key]}
+    made, plain = rows_of(name, params, EDGE_KEYS, 8), rows_of(name, {}, EDGE_KEYS, 8)
+    expected = specification(name, params, EDGE_KEYS, 8, 7, 3)
+    np.testing.assert_array_equal(made.view(np.uint32), expected.view(np.uint32))
+    assert (made != plain).any()
 
 
 # --- by name ---

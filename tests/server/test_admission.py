@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from rockbed.errors import InvalidConfig, UnknownName
 from rockbed.server.admission import Admission, checked_admission, make_admission
 from rockbed.types import I64, AnyArray
+from tests.splitmix import GAMMA, MASK, mix64
 
-MASK = 2**64 - 1
-GAMMA = 0x9E3779B97F4A7C15
 MIN_COUNT: dict[str, Any] = {"name": "min_count", "count": 3}
 BLOOM: dict[str, Any] = {"name": "counting_bloom", "count": 3, "capacity": 10_000, "fpr": 1e-6}
 PROBABILITY: dict[str, Any] = {"name": "probability", "p": 0.3}
@@ -44,16 +43,10 @@ def saved_and_loaded(state: dict[str, AnyArray]) -> dict[str, AnyArray]:
         return {name: stored[name] for name in stored.files}
 
 
-def mixed(x: int) -> int:
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK
-    return x ^ (x >> 31)
-
-
 def draws(p: float, seed: int, group: int, key: int, n: int) -> bool:
     """Whether the n-th sighting of a key admits it, n from 1."""
-    stream = mixed((mixed(seed ^ 0xA0761D6478BD642F) + (group + 1) * GAMMA) & MASK)
-    return mixed((mixed(stream ^ (key & MASK)) + n * GAMMA) & MASK) < int(p * 2**64)
+    stream = mix64((mix64(seed ^ 0xA0761D6478BD642F) + (group + 1) * GAMMA) & MASK)
+    return mix64((mix64(stream ^ (key & MASK)) + n * GAMMA) & MASK) < int(p * 2**64)
 
 
 class Model:
@@ -354,7 +347,7 @@ def test_a_damaged_state_is_refused(config: dict[str, Any], change: dict[str, An
 @pytest.mark.parametrize(
     ("config", "error", "message"),
     [
-        ({}, UnknownName, "min_count"),
+        ({}, InvalidConfig, "give a mapping like.*min_count"),
         ({"name": "lottery"}, UnknownName, "counting_bloom, min_count, probability"),
         ({"name": 3}, InvalidConfig, "must be a str"),
         (3, InvalidConfig, "mapping"),

@@ -196,7 +196,7 @@ def test_other_spellings_of_a_rule_are_the_same_rule(open_storage: OpenStorage) 
         ({"name": "lottery"}, UnknownName, "counting_bloom, min_count, probability"),
         ({"name": "counting_bloom", "count": 65_536, "fpr": 2}, InvalidConfig, "count=65536.*fpr=2"),
         ({"name": "probability", "p": np.float32(1.5)}, InvalidConfig, "p="),
-        ({}, UnknownName, "min_count"),
+        ({}, InvalidConfig, "give a mapping like.*min_count"),
         (3, InvalidConfig, "mapping"),
         ("min_count", InvalidConfig, "mapping"),
         ([("name", "min_count")], InvalidConfig, "mapping"),

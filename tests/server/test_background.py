@@ -4,7 +4,6 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rockbed import PyEmbedding, PyStorage, StorageFull
 from rockbed.errors import StorageCorrupt, StorageFailed
 from rockbed.server import background
 from tests.api.helpers import SMALL, Clock, OpenStorage, as_after_kill, assert_sound, embedding, ones
+from tests.waiting import until
 
 LIMIT = 1 << 20
 """The smallest limit of a journal; a push of `fill` takes a quarter of it."""
@@ -26,13 +26,6 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "_TICK_S", 0.02)
     monkeypatch.setattr(background, "_PAUSE_MAX_S", 0.02)
     monkeypatch.setattr(background, "_BALANCE_S", 0.02)
-
-
-def until(what: Callable[[], Any], timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 class Broken:

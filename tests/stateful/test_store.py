@@ -258,13 +258,13 @@ class StoreAgainstDict(RuleBasedStateMachine):
 
 
 def test_a_store_is_like_a_dict() -> None:
-    run_state_machine_as_test(
+    run_state_machine_as_test(  # type: ignore[no-untyped-call, unused-ignore]  # the one for Python 3.10
         StoreAgainstDict, settings=settings(max_examples=12, stateful_step_count=25, deadline=None)
     )
 
 
 @pytest.mark.slow
 def test_a_store_is_like_a_dict_for_longer() -> None:
-    run_state_machine_as_test(
+    run_state_machine_as_test(  # type: ignore[no-untyped-call, unused-ignore]  # the one for Python 3.10
         StoreAgainstDict, settings=settings(max_examples=80, stateful_step_count=50, deadline=None)
     )

@@ -17,7 +17,7 @@ from rocksdict import (
 )
 
 from rockbed.storage.sst import BLOCK_BYTES
-from rockbed.types import U8
+from rockbed.types import I64, U8
 
 KEY_BYTES = 12
 ENTRY_BYTES = 3 + KEY_BYTES + 8  # beside the value, for values of fewer than 128 bytes
@@ -35,6 +35,11 @@ def random_rows(n: int, v: int, seed: int = 0) -> tuple[U8, U8]:
 
 def as_dict(keys: U8, values: U8) -> dict[bytes, bytes]:
     return {key.tobytes(): value.tobytes() for key, value in zip(keys, values, strict=True)}
+
+
+def byte_order(keys: U8) -> I64:
+    """The rows of keys in the order of their bytes."""
+    return np.array(sorted(range(len(keys)), key=lambda row: keys[row].tobytes()), np.int64)
 
 
 def options() -> Options:

@@ -7,10 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rockbed.errors import WrongShape
 from rockbed.kernels import kernel
-from rockbed.storage.checksum import checksum_parts, xxh64
+from rockbed.storage.checksum import xxh64_of
 from rockbed.types import U8
+
+
+@kernel
+def xxh64(data: Any, seed: Any) -> Any:
+    return xxh64_of(data, 0, data.size, seed)
+
+
+@kernel
+def _hash_of_middle(data: Any, start: int, stop: int) -> Any:
+    return xxh64_of(data, start, stop, 5)
+
 
 PRIMES = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5)
 MASK = (1 << 64) - 1
@@ -110,32 +120,6 @@ def test_every_length_up_to_several_stripes_follows_the_specification() -> None:
         assert int(xxh64(data[:size], np.uint64(7))) == specification(data[:size].tobytes(), 7), size
 
 
-@kernel
-def _hash_of_middle(data: U8, start: int, stop: int) -> Any:
-    return xxh64(data[start:stop], 5)
-
-
-def test_it_can_be_called_from_another_kernel() -> None:
+def test_the_bytes_between_two_places_count_and_no_others() -> None:
     data = np.arange(100, dtype=np.uint8)
     assert int(_hash_of_middle(data, 3, 90)) == specification(data[3:90].tobytes(), 5)
-
-
-def test_one_part_has_its_plain_hash_whatever_its_dtype_and_shape() -> None:
-    numbers = np.arange(24, dtype=np.float32).reshape(4, 6)
-    assert checksum_parts(numbers, seed=9) == specification(numbers.tobytes(), 9)
-    assert checksum_parts(np.empty((0, 3), np.int64)) == specification(b"", 0)
-
-
-def test_several_parts_chain_their_hashes() -> None:
-    header, keys = as_array(b"header"), np.arange(5, dtype=np.int64)
-    expected = specification(keys.tobytes(), specification(b"header", 3))
-    assert checksum_parts(header, keys, seed=3) == expected
-
-
-def test_a_byte_that_moves_from_one_part_to_the_next_changes_the_checksum() -> None:
-    assert checksum_parts(as_array(b"ab"), as_array(b"c")) != checksum_parts(as_array(b"a"), as_array(b"bc"))
-
-
-def test_an_array_that_would_have_to_be_copied_is_refused() -> None:
-    with pytest.raises(WrongShape, match="part 1 "):
-        checksum_parts(np.zeros(3), np.zeros((4, 4))[:, 1:])

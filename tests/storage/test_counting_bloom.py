@@ -27,9 +27,8 @@ from rockbed.errors import (
 from rockbed.storage import counting_bloom as cb
 from rockbed.types import I64
 from tests.source_tree import ROOT
+from tests.splitmix import GAMMA, MASK, mix64
 
-MASK = 2**64 - 1
-GAMMA = 0x9E3779B97F4A7C15
 KEYS = st.one_of(st.integers(0, 20), st.sampled_from([-1, -(2**63), 2**63 - 1]))
 
 
@@ -37,16 +36,10 @@ def array(*values: int) -> I64:
     return np.array(values, np.int64)
 
 
-def mixed(x: int) -> int:
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK
-    return x ^ (x >> 31)
-
-
 def places(key: int, group: int, seed: int, size: int, hashes: int) -> list[int]:
-    stream = mixed((mixed(seed ^ 0xA0761D6478BD642F) + (group + 1) * GAMMA) & MASK)
-    first = mixed(stream ^ (key & MASK))
-    second = mixed((first + GAMMA) & MASK) | 1
+    stream = mix64((mix64(seed ^ 0xA0761D6478BD642F) + (group + 1) * GAMMA) & MASK)
+    first = mix64(stream ^ (key & MASK))
+    second = mix64((first + GAMMA) & MASK) | 1
     return [((first + i * second) & MASK) % size for i in range(hashes)]
 
 
@@ -204,10 +197,9 @@ def test_a_second_opening_is_refused_until_the_first_is_closed_or_freed(tmp_path
 def test_another_process_is_kept_out(tmp_path: Path) -> None:
     file = opened(tmp_path / "filter")
     code = (
-        "import sys, pathlib; from rockbed.errors import StoreLocked\n"
-        "from rockbed.storage.counting_bloom import FilterFile\n"
-        "try: FilterFile(pathlib.Path(sys.argv[1]), capacity=1000, fpr=0.01, reload=True)\n"
-        "except StoreLocked: print('locked')"
+        "import sys, pathlib; from rockbed.errors import StoreLocked\nfrom rockbed.storage.counting_bloom import "
+        "FilterFile\ntry: FilterFile(pathlib.Path(sys.argv[1]), capacity=1000, fpr=0.01, reload=True)\nexcept "
+        "StoreLocked: print('locked')"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "filter")]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "locked\n"
@@ -216,11 +208,9 @@ def test_another_process_is_kept_out(tmp_path: Path) -> None:
 
 def test_a_filter_outlives_the_killing_of_its_process(tmp_path: Path) -> None:
     code = (
-        "import os, sys; import numpy as np; from pathlib import Path\n"
-        "from rockbed.storage.counting_bloom import FilterFile\n"
-        "file = FilterFile(Path(sys.argv[1]), capacity=1000, fpr=0.01, reload=True)\n"
-        "file.counters.add(np.array([4]), np.array([5]), limit=15, group=1)\n"
-        "os.kill(os.getpid(), 9)"
+        "import os, sys; import numpy as np; from pathlib import Path\nfrom rockbed.storage.counting_bloom import "
+        "FilterFile\nfile = FilterFile(Path(sys.argv[1]), capacity=1000, fpr=0.01, "
+        "reload=True)\nfile.counters.add(np.array([4]), np.array([5]), limit=15, group=1)\nos.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "filter")], cwd=ROOT, capture_output=True)
     assert done.returncode == -9

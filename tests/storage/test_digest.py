@@ -5,26 +5,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rockbed.storage.digest import digest
+from tests.splitmix import MASK, mix64
 
-M = 2**64 - 1
 P1, P2 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F
-WORDS = st.lists(st.integers(0, M), max_size=40)
-
-
-def _mix64(x: int) -> int:
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & M
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & M
-    return x ^ (x >> 31)
+WORDS = st.lists(st.integers(0, MASK), max_size=40)
 
 
 def _specification(words: list[int]) -> int:
-    lanes = [P1, P2, P1 ^ P2, (P1 + (P2 >> 1)) & M, len(words)]
+    lanes = [P1, P2, P1 ^ P2, (P1 + (P2 >> 1)) & MASK, len(words)]
     for i, word in enumerate(words):
-        x = (lanes[i % 4] + word * P2) & M
-        lanes[i % 4] = (((x << 31) | (x >> 33)) & M) * P1 & M
+        x = (lanes[i % 4] + word * P2) & MASK
+        lanes[i % 4] = (((x << 31) | (x >> 33)) & MASK) * P1 & MASK
     result = 0
     for i, lane in enumerate(lanes):
-        result = _mix64(result ^ _mix64((lane + i) & M))
+        result = mix64(result ^ mix64((lane + i) & MASK))
     return result
 
 
@@ -36,8 +30,10 @@ def test_the_digest_is_as_specified_however_the_words_are_cut(words: list[int], 
 
 
 def test_golden_digest() -> None:
-    assert digest([]) == _specification([])
-    assert digest([b"Rockbed!"]) == _specification([int.from_bytes(b"Rockbed!", "little")])
+    assert digest([]) == 0x28AA664B8546938C
+    assert digest([b"Rockbed!"]) == 0xE608514826455E13
+    assert digest([np.arange(9)]) == 0x23FA3D78728A6282
+    assert digest([bytes(range(16)), bytes(range(16, 40))]) == 0x74FA581DB27C6E23
 
 
 def test_zeros_of_different_length_differ() -> None:

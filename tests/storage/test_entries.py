@@ -1,12 +1,14 @@
-"""Entries of the journal come back as they were written."""
+"""What the entries of the journal say: their bytes, pinned, and that they come back as they were written."""
 
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rockbed.storage.entries import (
+    Kind,
     Request,
     Section,
     delete_parts,
@@ -51,13 +53,90 @@ def test_pushes(request: Request | None, shapes: list[tuple[int, int, bool, int]
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-@given(REQUEST, st.lists(st.integers(-(2**63), 2**63 - 1), max_size=9), st.text(max_size=9))
-def test_deletions(request: Request | None, keys: list[int], reason: str) -> None:
-    back = read_delete(_payload(delete_parts(request, 7, np.array(keys, np.int64), reason)))
-    assert (back[0], back[1], back[2].tolist(), back[3]) == (request, 7, keys, reason)
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=9), st.text(max_size=9))
+def test_deletions(keys: list[int], reason: str) -> None:
+    group, back, its_reason = read_delete(_payload(delete_parts(7, np.array(keys, np.int64), reason)))
+    assert (group, back.tolist(), its_reason) == (7, keys, reason)
 
 
 @given(st.text(max_size=30))
 def test_group_settings(text: str) -> None:
     config = text.replace("\0", "").encode()
     assert read_group(_payload(group_parts(config))) == config
+
+
+# --- golden bytes, written by hand from the layout in storage/entries.py ---
+
+NO_REQUEST = "0000000000000000" "00000000" "00000000"  # fmt: skip
+NUMBER_258_OF_UEBER = (
+    "0201000000000000"  # number
+    "05000000" "00000000"  # bytes of the client id
+    "c3bc626572" "000000"  # the client id
+)  # fmt: skip
+ROW_STEPS = (
+    "02010000" "01000000" "00000000" "00000000"  # group, dim, not sequential
+    "0300000000000000"  # n
+    "ffffffffffffffff"  # each row's own step
+    "0100000000000000" "feffffffffffffff" "0807060504030201"  # keys
+    "010001" "0000000000"  # fresh
+    "0000c03f" "000000c0" "0000803e" "00000000"  # gradients
+)  # fmt: skip
+GLOBAL_STEP = (
+    "03000000" "02000000" "01000000" "00000000"  # group, dim, sequential
+    "0100000000000000"  # n
+    "2c01000000000000"  # step
+    "ffffffffffffff7f"  # key
+    "00" "00000000000000"  # fresh
+    "000080bf" "00000041"  # gradients
+)  # fmt: skip
+DELETED = (
+    "02010000" "06000000" "0200000000000000"  # group, bytes of the reason, n
+    "0100000000000000" "ffffffffffffffff"  # keys
+    "736872696e6b" "0000"  # reason
+)  # fmt: skip
+CONFIG = "7b2264696d223a20347d" "000000000000"  # fmt: skip
+
+
+def _row_steps() -> Section:
+    keys = np.array([1, -2, 0x0102030405060708])
+    return Section(0x0102, keys, np.array([1, 0, 1], np.uint8), np.array([[1.5], [-2.0], [0.25]], np.float32))
+
+
+def _global_step() -> Section:
+    grads = np.array([[-1.0, 8.0]], np.float32)
+    return Section(3, np.array([2**63 - 1]), np.zeros(1, np.uint8), grads, sequential=True, step=300)
+
+
+def test_golden_kinds() -> None:
+    assert {kind.name: kind.value for kind in Kind} == {"PUSH": 1, "DELETE": 2, "GROUP": 3}
+
+
+@pytest.mark.parametrize(
+    ("request_", "sections", "golden"),
+    [
+        (None, [_row_steps()], NO_REQUEST + "01000000" "00000000" + ROW_STEPS),
+        (
+            Request("über", 258),
+            [_global_step(), _row_steps()],
+            NUMBER_258_OF_UEBER + "02000000" "00000000" + GLOBAL_STEP + ROW_STEPS,
+        ),
+        (Request("über", 258), [], NUMBER_258_OF_UEBER + "00000000" "00000000"),
+    ],
+)  # fmt: skip
+def test_golden_push(request_: Request | None, sections: list[Section], golden: str) -> None:
+    assert _payload(push_parts(request_, sections)).hex() == golden
+
+
+def test_golden_delete() -> None:
+    golden = NO_REQUEST + DELETED
+    assert _payload(delete_parts(0x0102, np.array([1, -1]), "shrink")).hex() == golden
+
+
+def test_golden_group() -> None:
+    assert _payload(group_parts(b'{"dim": 4}')).hex() == NO_REQUEST + CONFIG
+
+
+def test_a_deletion_and_a_groups_settings_are_read_behind_a_request_too() -> None:
+    group, keys, reason = read_delete(memoryview(bytes.fromhex(NUMBER_258_OF_UEBER + DELETED)))
+    assert (group, keys.tolist(), reason) == (0x0102, [1, -1], "shrink")
+    assert read_group(memoryview(bytes.fromhex(NUMBER_258_OF_UEBER + CONFIG))) == b'{"dim": 4}'

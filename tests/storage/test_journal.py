@@ -43,6 +43,24 @@ def test_entries_come_back_in_order_with_their_numbers(tmp_path: Path) -> None:
     ]
 
 
+def test_golden_file(tmp_path: Path) -> None:
+    journal = _journal(tmp_path / "j", last=41)
+    journal.append(Kind.DELETE, 1_700_000_000_123, [b"Rockbed!", np.array([0x0706050403020100])])
+    journal.close()
+    path = tmp_path / "j" / "00000000000000000042.log"
+    assert path.read_bytes().hex() == (
+        "524f434b4245442d4a524e4c" "01000000"  # ROCKBED-JRNL, version
+        "52424a31"  # RBJ1
+        "02000000"  # kind: DELETE
+        "2a00000000000000"  # LSN
+        "7b68e5cf8b010000"  # time, ms
+        "1000000000000000"  # bytes of payload
+        "d9f7e69a3d571a9e"  # digest of the payload
+        "65f7386aa63bb968"  # digest of the 40 bytes before it
+        "526f636b62656421" "0001020304050607"  # payload
+    )  # fmt: skip
+
+
 def test_segments_are_cut_by_size_and_trimmed_by_number(tmp_path: Path) -> None:
     journal = _journal(tmp_path / "j", segment_bytes=400)
     for n in range(12):

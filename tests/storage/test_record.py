@@ -18,22 +18,15 @@ from rockbed.storage.record import (
     record_bytes,
     unpack,
 )
+from tests.splitmix import mix64
 
 KEY = st.integers(-(2**63), 2**63 - 1)
-
-
-def _mix64(x: int) -> int:
-    # splitmix64's finalizer in plain integers
-    x &= 2**64 - 1
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & (2**64 - 1)
-    return x ^ (x >> 31)
 
 
 def test_golden_keys() -> None:
     keys = np.array([0, 1, -1, 2**63 - 1, -(2**63)], np.int64)
     assert [row.tobytes().hex() for row in encode_keys(0x0102, keys)] == [
-        "0102" + f"{_mix64(int(k)) & 0x3FFF:04x}" + f"{(int(k) ^ (1 << 63)) & (2**64 - 1):016x}" for k in keys
+        "0102" + f"{mix64(int(k)) & 0x3FFF:04x}" + f"{(int(k) ^ (1 << 63)) & (2**64 - 1):016x}" for k in keys
     ]
     assert encode_keys(0x0102, keys)[1].tobytes().hex() == "010205e58000000000000001"
 
@@ -78,7 +71,7 @@ def test_rows_come_back_as_they_were(keys: list[int], group: int, width: int) ->
 def test_bytes_sort_by_group_slot_and_key(pairs: list[tuple[int, int]]) -> None:
     encoded = {pair: encode_keys(pair[0], np.array([pair[1]]))[0].tobytes() for pair in pairs}
     by_bytes = sorted(set(pairs), key=lambda pair: encoded[pair])
-    assert by_bytes == sorted(set(pairs), key=lambda pair: (pair[0], _mix64(pair[1]) % SLOTS, pair[1]))
+    assert by_bytes == sorted(set(pairs), key=lambda pair: (pair[0], mix64(pair[1]) % SLOTS, pair[1]))
     assert [decode_key(encoded[pair]) for pair in by_bytes] == by_bytes
 
 

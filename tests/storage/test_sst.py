@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rocksdict import AccessType, BlockBasedOptions, Cache, Rdict
 
 from rockbed.errors import WrongDtype, WrongShape
-from rockbed.storage.sst import BLOCK_BYTES, sort_order, write_sst
+from rockbed.storage.sst import BLOCK_BYTES, write_sst
 from tests.storage.sst_files import (
     DAY_S,
     ENTRY_BYTES,
@@ -22,6 +22,7 @@ from tests.storage.sst_files import (
     Table,
     as_dict,
     assert_holds,
+    byte_order,
     ingest,
     opened,
     options,
@@ -93,7 +94,7 @@ def test_any_shape_of_rows_and_blocks_comes_back(tmp_path_factory: pytest.TempPa
         path,
         keys,
         values,
-        order=sort_order(keys),
+        order=byte_order(keys),
         block_bytes=data.draw(st.integers(1, 20_000), label="block_bytes"),
         buffer_bytes=data.draw(st.integers(1, 40_000), label="buffer_bytes"),
         bloom_bits_per_key=data.draw(st.sampled_from([0, 1, 10, 40]), label="bloom_bits_per_key"),
@@ -112,7 +113,7 @@ def test_order_picks_rows_and_sorts_them(tmp_path: Path, db: Any) -> None:
     keys, values = random_rows(1_000, 50)
     shuffled = np.random.default_rng(3).permutation(1_000)
     keys, values = keys[shuffled], values[shuffled]
-    wanted = sort_order(keys)[::3].copy()
+    wanted = byte_order(keys)[::3].copy()
     write_sst(tmp_path / "rows.sst", keys, values, order=wanted)
     ingest(db, tmp_path / "rows.sst")
     assert_holds(db, as_dict(keys[wanted], values[wanted]))
@@ -332,32 +333,3 @@ def test_a_system_that_writes_little_at_a_time_still_gets_all_of_it(
     monkeypatch.undo()
     ingest(db, tmp_path / "rows.sst")
     assert_holds(db, as_dict(keys, values))
-
-
-# --- sort_order ---
-
-
-def test_no_keys_have_an_empty_order() -> None:
-    assert sort_order(np.zeros((0, 12), np.uint8)).tolist() == []
-
-
-@given(data=st.data())
-def test_the_order_is_that_of_the_bytes_and_stable(data: st.DataObject) -> None:
-    n = data.draw(st.integers(1, 300), label="n")
-    columns = data.draw(st.sets(st.integers(0, 11)), label="columns that differ")
-    few = data.draw(st.sampled_from([2, 256]), label="different bytes")
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32), label="seed"))
-    keys = np.full((n, 12), 77, np.uint8)
-    for column in columns:
-        keys[:, column] = rng.integers(0, few, n)
-    expected = sorted(range(n), key=lambda row: keys[row].tobytes())
-    assert sort_order(keys).tolist() == expected
-
-
-def test_keys_of_the_wrong_kind_have_no_order() -> None:
-    with pytest.raises(WrongDtype):
-        sort_order(np.zeros((3, 12), np.int8))
-    with pytest.raises(WrongShape, match=r"not \[3, 8\]"):
-        sort_order(np.zeros((3, 8), np.uint8))
-    with pytest.raises(WrongShape):
-        sort_order(np.zeros((6, 12), np.uint8)[::2])

@@ -1,0 +1,42 @@
+"""Whether a group can be opened with a config: what is fixed when it is created, and what differs."""
+
+from dataclasses import fields
+
+from rockbed.config import GroupConfig
+from rockbed.errors import DimMismatch, GroupConflict
+from rockbed.server.rules import rules_of
+
+
+def must_fit(stored: GroupConfig, asked: GroupConfig) -> None:
+    """Raise DimMismatch or GroupConflict, with every problem, where `asked` cannot use the rows that `stored` made."""
+    problems = []
+    if stored.dim != asked.dim:
+        problems.append(f"stores rows of dim {stored.dim} (dimension={stored.dim}), not {asked.dim}")
+    old, new = rules_of(stored)[0], rules_of(asked)[0]
+    if (old.name, old.slots(stored.dim)) != (new.name, new.slots(stored.dim)):
+        problems.append(
+            f"its rows hold the slots of optimizer {old.name!r} {old.slots(stored.dim)}, not of {new.name!r} "
+            f"{new.slots(stored.dim)}"
+        )
+    if stored.initializer != asked.initializer:
+        problems.append(f"its rows begin by initializer {stored.initializer}, not {asked.initializer}")
+    if stored.seed != asked.seed:
+        problems.append(f"its seed is {stored.seed}, not {asked.seed}")
+    if problems:
+        error = GroupConflict if stored.dim == asked.dim else DimMismatch
+        raise error(
+            f"group {stored.group} {'; '.join(problems)}. These are fixed when a group is created: open it with what "
+            "is stored, or use another group"
+        )
+
+
+def differences(stored: GroupConfig, asked: GroupConfig) -> str:
+    """The settings that differ, old and new; of a rule, the parameters that do."""
+    found = []
+    for name in (each.name for each in fields(GroupConfig)):
+        old, new = getattr(stored, name), getattr(asked, name)
+        if isinstance(old, dict) and isinstance(new, dict) and old["name"] == new["name"]:
+            found += [f"{name} {key} {old.get(key)!r} / {new.get(key)!r}" for key in new if old.get(key) != new[key]]
+        elif old != new:
+            found.append(f"{name.removesuffix('_s')} {old!r} / {new!r}")
+    return ", ".join(found)

@@ -1,0 +1,85 @@
+"""Parts of a call in threads: each is done exactly once, whatever the system refuses."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from rockbed import parallel
+from rockbed.parallel import GRAIN, in_parts
+
+
+@pytest.fixture
+def no_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a process that has not used threads yet, with three of them."""
+    monkeypatch.setattr(parallel, "_THREADS", 3)
+    monkeypatch.setattr(parallel, "_pool", None)
+    monkeypatch.setattr(parallel, "_pool_process", 0)
+    yield
+    if parallel._pool is not None:
+        parallel._pool.shutdown()
+
+
+def done_by(n: int) -> Counter[int]:
+    done: Counter[int] = Counter()
+    lock = threading.Lock()
+
+    def note(part: slice) -> None:
+        with lock:
+            done.update(range(part.start, part.stop))
+
+    in_parts(n, note)
+    return done
+
+
+@pytest.mark.parametrize("n", [0, 1, GRAIN, 2 * GRAIN, 5 * GRAIN + 3])
+@pytest.mark.usefixtures("no_pool")
+def test_every_row_is_in_one_part(n: int) -> None:
+    assert done_by(n) == Counter(range(n))
+
+
+@pytest.mark.usefixtures("no_pool")
+def test_without_threads_the_caller_does_it_all_and_nothing_is_done_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name.startswith("rockbed-part_1"):  # the second one
+            raise RuntimeError("can't start new thread")
+        started(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert done_by(4 * GRAIN) == Counter(range(4 * GRAIN))
+    assert parallel._pool is None
+
+
+@pytest.mark.usefixtures("no_pool")
+def test_a_pool_that_takes_no_more_leaves_the_rest_to_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    done_by(4 * GRAIN)
+    submit, todo = ThreadPoolExecutor.submit, [1]
+
+    def once(pool: ThreadPoolExecutor, *args: object) -> object:
+        if not todo:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        todo.pop()
+        return submit(pool, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", once)
+    assert done_by(6 * GRAIN) == Counter(range(6 * GRAIN))
+
+
+@pytest.mark.usefixtures("no_pool")
+def test_what_a_part_raises_is_raised_when_all_have_ended() -> None:
+    ended = []
+
+    def work(part: slice) -> None:
+        if part.stop == 6 * GRAIN:
+            raise KeyError("the last")
+        ended.append(part)
+
+    with pytest.raises(KeyError, match="the last"):
+        in_parts(6 * GRAIN, work)
+    assert len(ended) == 2

@@ -25,19 +25,22 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_000_000, help="of most parts (%(default)s)")
     parser.add_argument("--large-rows", type=int, default=10_000_000, help="of the part `large` (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of each workload (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rows, 2 rounds, parts memory and crash")
+    parser.add_argument("--quick", action="store_true", help="--parts memory,crash --rounds 2, a tenth of the rows")
     parser.add_argument("--directory", type=Path, help="where the stores lie while they are measured (a temporary one)")
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"), help="for the results (%(default)s)")
     parser.add_argument("--add", action="store_true", help="keep the parts that OUTPUT holds and that are not run now")
     options = parser.parse_args()
     if options.quick:
         options.rows, options.rounds, options.parts = options.rows // 10, 2, "memory,crash"
+    parts, names = options.parts.split(","), options.contenders.split(",")
+    for what, given, known in (("parts", parts, PARTS), ("contenders", names, contenders.NAMES)):
+        if unknown := sorted(set(given) - set(known)):
+            parser.error(f"--{what}: {', '.join(unknown)} unknown, known are {', '.join(known)}")
     started = time.perf_counter()
-    pythons = _pythons(options.contenders.split(","))
+    pythons = _pythons(names)
     root = Path(tempfile.mkdtemp(prefix="rockbed-bench-", dir=options.directory))
     records: list[sessions.Record] = []
     try:
-        parts = options.parts.split(",")
         if "crash" in parts and "rockbed" in pythons:
             records += sessions.crash(pythons["rockbed"], options.rows, options.rounds, root, _say)
         for session in sessions.plan(parts, options.rows, options.large_rows, options.rounds):

@@ -1,8 +1,8 @@
 """Rows per second of every update rule and initializer on one core: `python -m benchmarks.kernels [--dim 16]`.
 
 Each call works on 65,536 random, distinct rows of a slab of a million; the figure is the median of the calls. The rules
-take turns, so that a slow spell of the machine hits all of them. The last lines are Adagrad's loop with and without
-asking for rows ahead, and a gather of as many bytes (np.take) to compare with.
+take turns, so that a slow spell of the machine hits all of them. The last lines are, to compare with, a
+bare Adagrad loop that does not ask for rows ahead, and a gather of as many bytes (np.take).
 """
 
 import argparse

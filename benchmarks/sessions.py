@@ -135,7 +135,7 @@ def plan(parts: Sequence[str], rows: int, large_rows: int, rounds: int) -> list[
             *(_growth(rows, dim, trained) for dim in (8, 32, 64, 128)),
         ],
     }
-    return [replace(session, rounds=rounds) for part in parts if part in made for session in made[part]]
+    return [replace(session, rounds=rounds) for part in parts for session in made.get(part, ())]
 
 
 def _growth(rows: int, dim: int, contenders: tuple[str, ...]) -> Session:

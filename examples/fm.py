@@ -40,7 +40,7 @@ class FactorizationMachine:
             seed=seed,
         )
 
-    def step(self, keys: I64, labels: F32, request: tuple[str, int]) -> float:
+    def step(self, keys: I64, labels: F32, request: tuple[str, int] | None = None) -> float:
         """Learn from one batch; the mean loss before the step.
 
         keys: int64[n, features], labels: float32[n]. The gradients of both groups go to the store in one call:

@@ -96,6 +96,8 @@ class _Normal(Configured):
 @registry.register
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zeros(_Constant):
+    """0 throughout."""
+
     name: ClassVar[str] = "zeros"
 
     def _value(self) -> float:
@@ -105,6 +107,8 @@ class Zeros(_Constant):
 @registry.register
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ones(_Constant):
+    """1 throughout."""
+
     name: ClassVar[str] = "ones"
 
     def _value(self) -> float:
@@ -114,6 +118,8 @@ class Ones(_Constant):
 @registry.register
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant(_Constant):
+    """`value` throughout."""
+
     name: ClassVar[str] = "constant"
     value: float = parameter(float, "value")
 

@@ -1,4 +1,4 @@
-"""Rockbed: an embedding parameter server on RocksDB, in this process or behind gRPC.
+"""Rockbed: an embedding parameter server on RocksDB, in the trainer's process.
 
 `import rockbed` is cheap. The names of the client API are loaded when they are first used, and with them
 numba and rocksdict; errors and the version are there at once.

@@ -39,7 +39,7 @@ class _CompileNotice(event.Listener):
         module = getattr(getattr(dispatcher, "py_func", None), "__module__", "") or ""
         if not self.told and module.startswith("rockbed"):
             self.told = True
-            _log.warning("rockbed: compiling CPU kernels for this machine (once; they are cached for the next start)")
+            _log.warning("rockbed: compiling CPU kernels for this machine (each once: they are cached for later)")
 
     def on_end(self, event: event.Event) -> None:
         return None
@@ -60,8 +60,7 @@ def _prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
             builder.module, ir.FunctionType(ir.VoidType(), [byte, int32, int32, int32]), "llvm.prefetch.p0"
         )
         address = builder.gep(builder.bitcast(base, byte), [args[1]])
-        # read, keep in every cache level, data (not instructions): the write follows so soon that a hint to write
-        # adds nothing
+        # to read, in every cache level, data: where a write follows, it does so too soon for a hint to pay
         builder.call(function, [address, int32(0), int32(3), int32(1)])
         return context.get_dummy_value()
 

@@ -153,6 +153,12 @@ CONFIGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"clip_value": -1.0}, InvalidConfig, "clip_value is -1"),
     ({"weight_min": 1.0, "weight_max": 1.0}, InvalidConfig, "weight_min 1.0 is not below weight_max 1.0"),
     ({"weight_max": float("inf")}, InvalidConfig, "weight_max is inf"),
+    ({"weight_min": -1e39}, InvalidConfig, r"weight_min is -1e\+39, below"),
+    ({"weight_max": 1e39}, InvalidConfig, r"weight_max is 1e\+39, above"),
+    ({"clip_value": 1e-50}, InvalidConfig, "clip_value is 1e-50, below 1.17549e-38"),
+    ({"clip_norm": 1e50}, InvalidConfig, r"clip_norm is 1e\+50, above"),
+    ({"miss_value": 1e39}, InvalidConfig, r"miss_value is 1e\+39"),
+    ({"unadmitted_value": -1e39}, InvalidConfig, r"unadmitted_value is -1e\+39"),
     ({"padding_key": 2**64}, InvalidConfig, "padding_key"),
     ({"miss_value": "first"}, InvalidConfig, "miss_value is 'first', not a finite number .nor \"initializer\""),
     ({"unadmitted_value": float("nan")}, InvalidConfig, "unadmitted_value is nan"),
@@ -296,6 +302,58 @@ def test_a_new_learning_rate_is_a_recorded_change_that_applies_from_then_on(
     np.testing.assert_array_equal(
         embedding(after, optimizer=sgd(0.125)).lookup(KEYS, train=False), np.full((2, 4), -0.75)
     )
+
+
+def test_numpy_scalars_are_as_good_as_pythons(open_storage: OpenStorage) -> None:
+    storage = open_storage(memory_budget=np.int64(1 << 20), ttl=np.float32(3.5))
+    dimension, group, options = np.int64(4), np.uint16(7), {"seed": np.uint64(2**63), "clip_norm": np.float32(1)}
+    rows = embedding(storage, dimension, group, ttl=np.float64(9), **options)  # type: ignore[arg-type]
+    assert [type(value) for value in (rows.dim, rows.group, rows.config.seed)] == [int] * 3
+    rows.apply_gradients(KEYS, ones(2), request=("trainer", np.int64(1)))  # type: ignore[arg-type]
+    assert storage.last_request("trainer") == 1
+    storage.close()
+    assert open_storage().stats()["groups"][7]["rows"] == 2
+
+
+@pytest.mark.parametrize("step", [0, -1, 2**62 + 1, 2**63, 1.0, True, "1"])
+def test_a_global_step_that_is_none_is_refused(storage: PyStorage, step: Any) -> None:
+    rows = embedding(storage, step="global")
+    with pytest.raises(InvalidConfig, match="global_step is"):
+        rows.global_step = step
+    rows.global_step = 2**62
+    rows.apply_gradients(KEYS, ones(2))
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [{"max_age": float("inf")}, {"max_age": 1e12}, {"min_count": "2"}, {"min_norm": -1}, {"max_age": True}],
+)
+def test_a_shrink_that_cannot_be_is_refused(storage: PyStorage, conditions: dict[str, Any]) -> None:
+    embedding(storage).apply_gradients(KEYS, ones(2))
+    with pytest.raises(InvalidConfig, match=f"{next(iter(conditions))} is"):
+        storage.shrink(**conditions)
+    with pytest.raises(UnknownGroup, match="group '0' does not exist"):
+        storage.shrink(group="0")  # type: ignore[arg-type]
+    assert storage.stats()["rows"] == 2
+
+
+def test_objects_of_the_wrong_kind_are_named(storage: PyStorage) -> None:
+    rows = embedding(storage)
+    with pytest.raises(WrongDtype, match="takes a PyStorage, a PyOptimizer and a PyInitializer, not str,"):
+        PyEmbedding("./model", sgd(), zeros(), 4)  # type: ignore[arg-type]
+    for items in ((rows, KEYS, ones(2)), [(rows, KEYS)], [("rows", KEYS, ones(2))]):
+        with pytest.raises(WrongDtype, match="a push takes a list of"):
+            storage.apply_gradients(items)  # type: ignore[arg-type]
+    with pytest.raises(InvalidConfig, match="name='adam'"):
+        PyOptimizer("adam")  # type: ignore[arg-type]
+
+    class Halved:
+        def rate(self, lr: float, step: Any) -> Any:
+            return lr / 2
+
+    with pytest.raises(InvalidConfig, match="schedule: expected Parameters or a mapping"):
+        PyOptimizer({"name": "sgd"}, Halved())  # type: ignore[arg-type]
+    assert storage.stats()["rows"] == 0
 
 
 def test_an_unknown_group_is_named_with_the_known_ones(open_storage: OpenStorage) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rockbed import InvalidConfig, PyStorage, StoreExists, StoreNotFound, UnknownGroup, UnknownName
+from rockbed import InvalidConfig, PyStorage, StoreExists, StoreLocked, StoreNotFound, UnknownGroup, UnknownName
 from tests.api.helpers import SMALL, Clock, OpenStorage, adagrad, embedding, keys_of, ones, push_in_pieces
 
 DAY = 86_400
@@ -76,7 +76,14 @@ def test_a_dump_is_refused_where_it_cannot_be_right(storage: PyStorage, clock: C
         storage.dump(tmp_path / "dump", {"min_count": -1})
     with pytest.raises(UnknownGroup):
         storage.dump(tmp_path / "dump", {"group": 9})
-    assert not (tmp_path / "dump").exists()
+    for condition in ("group", ["group"], 3):
+        with pytest.raises(InvalidConfig, match="dump condition: expected"):
+            storage.dump(tmp_path / "dump", condition)  # type: ignore[arg-type]
+    with pytest.raises(StoreNotFound, match="create it first"):
+        storage.dump(tmp_path / "nowhere" / "dump")
+    with pytest.raises(StoreExists):
+        storage.dump(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "there"]
 
 
 def test_a_checkpoint_is_a_store_that_trains_on(open_storage: OpenStorage, clock: Clock, tmp_path: Path) -> None:
@@ -132,6 +139,17 @@ def test_a_checkpoint_under_load_is_one_moment_of_the_whole_store(open_storage: 
         np.testing.assert_allclose(found, wanted, rtol=1e-4)
         assert (found == found[0]).all()
         assert restored.check().problems == []
+
+
+def test_a_store_that_is_being_written_is_no_source_of_a_restore(open_storage: OpenStorage, tmp_path: Path) -> None:
+    storage = open_storage()
+    embedding(storage).apply_gradients(np.arange(3), ones(3))
+    with pytest.raises(StoreLocked):
+        PyStorage.restore(storage.path, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    storage.close()
+    PyStorage.restore(storage.path, tmp_path / "copy")
+    assert (embedding(open_storage("copy")).lookup(np.arange(3), train=False) == -0.5).all()
 
 
 def test_paths_that_are_taken_or_no_checkpoint_are_refused(storage: PyStorage, tmp_path: Path) -> None:

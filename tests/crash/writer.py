@@ -1,56 +1,143 @@
-"""The process that is killed: trains from where the store says it was, and reports each acknowledged step on stdout.
+"""The process that is killed: trains from where the store says it was, and reports on stdout what it does.
 
-python -m tests.crash.writer DIRECTORY SEED FSYNC STEPS
+python -m tests.crash.writer, and its orders as JSON on stdin: what takes long, the imports, is done before they come.
 """
 
+import json
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage
-from tests.crash.steps import CHECKPOINT_EVERY, DIMS, EXACT, FIRST, RATE, SHRINK_EVERY, SHRINK_MIN_COUNT, SHRUNK, pushes
+from tests.crash.steps import (
+    ADAGRAD,
+    ADAM,
+    ADMITTED,
+    CHECKPOINT_EVERY,
+    EXPIRING,
+    FLUSH_EVERY,
+    GLOBAL,
+    GROUPS,
+    MIN_COUNT,
+    MISS,
+    SHRINK_EVERY,
+    SHRINK_MIN_COUNT,
+    SHRUNK,
+    TTL_S,
+    batch,
+    global_step,
+)
 
 CLIENT = "writer"
+_PARAMETERS = {"sgd": {"gamma": 1.0}, "adagrad": ADAGRAD, "adam": ADAM}
 
 
-def open_store(directory: Path, fsync: str = "never") -> tuple[PyStorage, dict[int, PyEmbedding]]:
-    """A store so small that write-back, ingestion, trimming and eviction go on all the time."""
+@dataclass(frozen=True)
+class Orders:
+    """A life. busy: so little memory and journal that write-back, eviction and trimming go on all the time, with
+    flushes, shrinks and checkpoints between; otherwise nothing is written back, and the journal has everything.
+
+    now_s: the clock at the start. steps: after so many it closes the store; 0 = goes on until it is killed.
+    """
+
+    directory: str
+    seed: int
+    now_s: int
+    busy: bool
+    fsync: str = "never"
+    steps: int = 0
+
+    def to_json(self) -> bytes:
+        """One line."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+
+def open_store(
+    directory: Path, clock: Callable[[], float], *, busy: bool = False, fsync: str = "never"
+) -> tuple[PyStorage, dict[int, PyEmbedding]]:
+    """The store with all of its groups."""
     storage = PyStorage(
-        directory, memory_budget=128 << 10, fsync=fsync, write_back_interval=0.02, journal_bytes_max=1 << 20
+        directory,
+        memory_budget=256 << 10 if busy else 64 << 20,
+        fsync=fsync,
+        fsync_interval=0.1,
+        write_back_interval=0.02 if busy else 1e6,
+        journal_bytes_max=1 << 20 if busy else 1 << 30,
+        clock=clock,
     )
     embeddings = {}
-    for group, dim in DIMS.items():
-        exact = group in (EXACT, SHRUNK)
-        optimizer = PyOptimizer(name="sgd", gamma=1.0) if exact else PyOptimizer(name="adagrad", gamma=RATE)
-        initializer = PyInitializer(name="constant", value=FIRST[group])
-        embeddings[group] = PyEmbedding(storage, optimizer, initializer, dim, group)
+    for group, shape in GROUPS.items():
+        low, high = shape.first
+        uniform = PyInitializer(name="random_uniform", min=low, max=high)
+        embeddings[group] = PyEmbedding(
+            storage,
+            PyOptimizer({"name": shape.optimizer, **_PARAMETERS[shape.optimizer]}),
+            PyInitializer(name="constant", value=low) if low == high else uniform,
+            shape.dim,
+            group,
+            ttl=TTL_S if group == EXPIRING else None,
+            step="global" if group == GLOBAL else "row",
+            admission={"name": "min_count", "count": MIN_COUNT} if group == ADMITTED else None,
+            miss_value=MISS,
+        )
     return storage, embeddings
 
 
 def report(text: str) -> None:
-    """One line, written at once: what was reported was acknowledged."""
+    """One line, written at once: it says what begins now, or what has been acknowledged."""
     os.write(1, f"{text}\n".encode())
 
 
-def main() -> None:
-    """Train until killed, or for STEPS steps; then close."""
-    directory, seed, fsync, steps = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-    storage, embeddings = open_store(directory, fsync)
-    report("open")
-    first = storage.last_request(CLIENT) + 1
-    for step in range(first, first + steps):
-        items = pushes(seed, step)
-        for group, keys, _ in items:
-            if step % 3 == 0:
-                embeddings[group].lookup(keys, train=False)
-        storage.apply_gradients([(embeddings[g], keys, grads) for g, keys, grads in items], request=(CLIENT, step))
+def train(
+    storage: PyStorage, embeddings: dict[int, PyEmbedding], orders: Orders, set_clock: Callable[[int], None]
+) -> None:
+    """Steps until killed, or as many as ordered."""
+    now_s, first = orders.now_s, storage.last_request(CLIENT) + 1
+    step = first
+    while not orders.steps or step < first + orders.steps:
+        made = batch(orders.seed, step)
+        now_s += made.seconds
+        report(f"looking {step} {now_s}")
+        set_clock(now_s)
+        for group, keys in made.looked:
+            embeddings[group].lookup(keys)
+        report(f"pushing {step}")
+        if made.has(GLOBAL):
+            embeddings[GLOBAL].global_step = global_step(step)
+        items = [(embeddings[group], keys, grads) for group, keys, grads in made.pushed]
+        storage.apply_gradients(items, request=(CLIENT, step))
         report(f"pushed {step}")
-        if step % SHRINK_EVERY == 0:
-            report("shrinking")
-            storage.shrink(group=SHRUNK, min_count=SHRINK_MIN_COUNT)
-            report("shrunk")
-        if step % CHECKPOINT_EVERY == 0:
-            storage.checkpoint(directory.with_name(f"checkpoint-{step}"))
+        if orders.busy:
+            care(storage, step, Path(orders.directory))
+        step += 1
+
+
+def care(storage: PyStorage, step: int, directory: Path) -> None:
+    """What is due after a step."""
+    if step % FLUSH_EVERY == 0:
+        report("flushing")
+        storage.flush()
+        report("flushed")
+    if step % SHRINK_EVERY == 0:
+        report("shrinking")
+        storage.shrink(group=SHRUNK, min_count=SHRINK_MIN_COUNT)
+        report("shrunk")
+    if step % CHECKPOINT_EVERY == 0:
+        report(f"checkpointing {step}")
+        storage.checkpoint(directory.with_name(f"checkpoint-{step}"))
+        report(f"checkpointed {step}")
+
+
+def main() -> None:
+    """Read the orders, open, train, close."""
+    orders = Orders(**json.loads(sys.stdin.readline()))
+    clock = [orders.now_s]
+    report("opening")
+    storage, embeddings = open_store(Path(orders.directory), lambda: clock[0], busy=orders.busy, fsync=orders.fsync)
+    report("open")
+    train(storage, embeddings, orders, lambda now_s: clock.__setitem__(0, now_s))
     report("closing")
     storage.close()
     report("closed")

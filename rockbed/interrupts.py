@@ -82,17 +82,17 @@ class Uninterrupted:
 
 
 class GuardedLock:
-    """A re-entrant lock; whoever has it is not interrupted by a signal."""
+    """A re-entrant lock; whoever has it is not interrupted by a signal, unless it was taken by way of `unguarded`."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self.unguarded = threading.RLock()
 
     def __enter__(self) -> None:
         _hold()
-        self._lock.acquire()
+        self.unguarded.acquire()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        self.unguarded.release()
         _let_go()

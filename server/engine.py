@@ -75,7 +75,7 @@ class Engine:
             self.files = opening.open_rows(self.directory, config, rocksdb_ttl_s)
             try:
                 self.journal = Journal(self.directory / "journal", fsync=config.fsync)
-                self.write_back = WriteBack(self.files, self.journal.sync)
+                self.write_back = WriteBack(self.files, self.journal.sync, self.check_open)
                 try:
                     opening.recover(self)
                 except BaseException:
@@ -271,7 +271,7 @@ class Engine:
             self.journal.rotate()
             for group in list(self.groups.values()):
                 self.write_back.write(group)
-            self.check_open()  # a push that failed while this waited for it must stay in the journal
+            self.check_open()  # a push that failed while this waited for it has to stay in the journal
             self.files.flush()
             admission_files.save(self.directory / "admission", self.groups.values())
             catalog = self.catalog(target)
@@ -317,7 +317,8 @@ class Engine:
     def must_succeed(self, lsn: int) -> Iterator[None]:
         """For what follows a journal entry: should it fail after all, the store is not used any more.
 
-        It is not flushed either, so that the entry is replayed when it is opened again.
+        Nothing is written back either, where a row could say that it has seen the entry: it is replayed when the store
+        is opened again.
         """
         try:
             yield

@@ -246,7 +246,8 @@ def replay(group: Group, section: Section, now_ms: int, lsn: int) -> None:
             apply(group, rows[unseen], grads, sequential=sequential, step=step, now_ms=now_ms, lsn=lsn)
         finally:
             k.change_flags(table.flags, pinned, k.PINNED, 0)
-        group.global_step = max(group.global_step, section.step)
+        if section.step >= 0:
+            group.global_step = section.step
 
 
 def _place_for_replay(group: Group, keys: I64, rows: I64, lsn: int) -> I64:

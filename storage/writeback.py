@@ -54,9 +54,11 @@ class WriteBack:
     """One at a time for a store: whoever removes rows from rows/ holds `mutex` too, so that no run in flight brings
     them back. `mutex` is taken before any group's lock."""
 
-    def __init__(self, files: RowFiles, sync_journal: Callable[[], None]) -> None:
+    def __init__(self, files: RowFiles, sync_journal: Callable[[], None], check: Callable[[], None]) -> None:
+        """check: raises where rows must not be written any more; called with the lock of their group."""
         self.mutex = threading.RLock()
         self._sync_journal = sync_journal
+        self._check = check
         self._files = files
         self.rows_written = 0
 
@@ -85,6 +87,7 @@ class WriteBack:
                 asked = time.perf_counter()
                 with part.lock:
                     got = time.perf_counter()
+                    self._check()
                     count += self._copy(part, dirty[start : start + piece], taken, keys, values, count, stamp)
                     done = time.perf_counter()
                 start += piece

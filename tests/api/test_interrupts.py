@@ -231,3 +231,38 @@ def test_a_removal_that_fails_after_the_journal_stops_the_store_and_is_done_when
     assert again.stats()["rows"] == 0
     assert (embedding(again, miss_value=9.0).lookup(keys_of(1), train=False) == 9.0).all()
     assert_sound(again)
+
+
+def test_a_flush_that_waits_for_a_push_which_fails_writes_nothing_of_it(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage()
+    rows, keys = embedding(storage), np.arange(100)
+    rows.apply_gradients(keys, ones(100))
+    refused: list[Exception] = []
+
+    def flush() -> None:
+        try:
+            storage.flush()
+        except StorageFailed as error:
+            refused.append(error)
+
+    waiting = threading.Thread(target=flush)
+
+    def fails(group: Any, at: Any, _: Any, __: int, now_ms: int, lsn: int) -> None:
+        # the rows say that they have seen the entry, and have not
+        hot_kernels.stamp(group.table.header, group.table.flags, at, now_ms, lsn, np.empty(at.size, np.int64))
+        waiting.start()
+        waiting.join(0.2)  # it wants the group's lock
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(push, "_update_rows", fails)
+        with pytest.raises(StorageFailed, match="durable"):
+            rows.apply_gradients(keys, ones(100))
+    waiting.join()
+    assert len(refused) == 1
+    storage.close()
+    again = open_storage()
+    assert (embedding(again).lookup(keys, train=False) == -1.0).all()
+    assert_sound(again)

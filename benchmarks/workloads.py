@@ -28,7 +28,7 @@ class Sizes:
     batches: int = 8  # large calls a round
     steps: int = 10  # train steps a round
     small_calls: int = 500  # small calls a round
-    sustained_s: float = 8.0  # seconds of a round of a sustained workload
+    sustained_s: float = 6.0  # seconds of a round of a sustained workload
 
 
 @dataclass

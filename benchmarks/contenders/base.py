@@ -27,9 +27,7 @@ class Settings:
 
 
 class Contender(Protocol):
-    """keyed: it takes any key, grows row by row and stores rows on disk; the others are arrays of a fixed size."""
-
-    keyed: bool
+    """Whatever it is, it is measured by these calls."""
 
     def open(self, settings: Settings) -> None: ...
 

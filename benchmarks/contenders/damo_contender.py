@@ -15,8 +15,6 @@ from benchmarks.data import F32, I64, Batch
 
 
 class Damo:
-    keyed = True
-
     def open(self, settings: Settings) -> None:
         settings.directory.mkdir(parents=True, exist_ok=True)
         self._dim = settings.dim

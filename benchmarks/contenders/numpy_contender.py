@@ -9,8 +9,6 @@ from benchmarks.data import F32, Batch
 
 
 class NumpyTake:
-    keyed = False
-
     def open(self, settings: Settings) -> None:
         shape = (settings.rows, settings.dim)
         self._tables = [np.random.default_rng(t).random(shape, np.float32) for t in range(settings.tables)]

@@ -1,6 +1,8 @@
 """Rockbed, embedded: durable pushes (journal on), rows in the hot tier as far as the budget goes."""
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -15,9 +17,8 @@ DEFAULT_INTERVAL_S = 30.0  # PyStorage's own
 
 
 class Rockbed:
-    keyed = True
-
     def open(self, settings: Settings) -> None:
+        _compile_kernels(settings.directory.with_name("warm-up"))
         rows = settings.rows * settings.tables
         self._storage = PyStorage(
             settings.directory,
@@ -63,6 +64,17 @@ class Rockbed:
 
     def close(self) -> None:
         self._storage.close()
+
+
+def _compile_kernels(directory: Path) -> None:
+    """Use once, in a store that is thrown away, what will be measured: a first use compiles, or reads numba's cache."""
+    keys = np.arange(70_000) % 40_000  # with repeats, and enough for several threads
+    for _ in range(2):  # a new store, and one that has its rows on disk
+        with PyStorage(directory) as storage:
+            rows = PyEmbedding(storage, PyOptimizer(name="adagrad"), PyInitializer(name="random_uniform"), 4)
+            for batch in (keys, keys[:30_000], keys[:10]):
+                rows.apply_gradients(batch, rows.lookup(batch))
+    shutil.rmtree(directory)
 
 
 def make() -> Contender:

@@ -9,8 +9,6 @@ from benchmarks.data import F32, Batch
 
 
 class TorchEmbedding:
-    keyed = False
-
     def open(self, settings: Settings) -> None:
         torch.sparse.check_sparse_tensor_invariants.disable()  # they cost time; off is the default, with a warning
         weights = [torch.empty(settings.rows, settings.dim) for _ in range(settings.tables)]

@@ -21,6 +21,7 @@ RUN_BYTES = 24 << 20  # of records in one run; a write-back takes about twice th
 _LOCKED_ROWS = 256  # rows copied under a group's lock at a time, at the least: about 0.03 ms
 _LOCKED_ROWS_MAX = 65_536
 _LONG_S = 1e-3  # to wait for a group's lock: its callers work on large batches
+_IDLE_S = 3e-3  # without a call: nobody is using the group now
 
 
 class Part(Protocol):
@@ -82,7 +83,8 @@ class WriteBack:
         stamp = self._files.stamp(expires=part.expires())
         count = 0
         try:
-            start, piece, calls, was_behind = 0, _LOCKED_ROWS, -1, False
+            start, piece, was_behind = 0, _LOCKED_ROWS, False
+            calls, called_at = part.table.calls, time.perf_counter()
             while start < dirty.size:
                 asked = time.perf_counter()
                 with part.lock:
@@ -94,8 +96,9 @@ class WriteBack:
                 # Who calls with large batches only holds the lock for long and may wait as long: taking small pieces
                 # between them, write-back would fall behind. Small calls are met with small pieces.
                 behind = got - asked > max(_LONG_S, 2 * (done - got))
-                idle = part.table.calls == calls
-                calls = part.table.calls
+                if part.table.calls != calls:
+                    calls, called_at = part.table.calls, done
+                idle = done - called_at > _IDLE_S
                 piece = min(4 * piece, _LOCKED_ROWS_MAX) if idle or (behind and was_behind) else _LOCKED_ROWS
                 was_behind = behind
                 time.sleep(5e-5)  # long enough for a thread that waits for the lock to wake up and have it

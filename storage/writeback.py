@@ -21,7 +21,7 @@ RUN_BYTES = 24 << 20  # of records in one run; a write-back takes about twice th
 _LOCKED_ROWS = 256  # rows copied under a group's lock at a time, at the least: about 0.03 ms
 _LOCKED_ROWS_MAX = 65_536
 _LONG_S = 1e-3  # to wait for a group's lock: its callers work on large batches
-_IDLE_S = 3e-3  # without a call: nobody is using the group now
+_IDLE_S = 1e-3  # without a call: nobody is using the group now
 
 
 class Part(Protocol):

@@ -135,10 +135,12 @@ def test_a_push_that_meets_ctrl_c_is_whole_or_not_at_all_and_the_journal_stays_s
         signal.raise_signal(signal.SIGINT)
         return answer
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with monkeypatch.context() as patch:
         patch.setattr(place, name, interrupted)
         with pytest.raises(KeyboardInterrupt):
             storage.apply_gradients([(one, K, ones(2)), (other, K, ones(2))], request=("trainer", 1))
+    signal.signal(signal.SIGINT, before)
     applied = storage.last_request("trainer")
     one.apply_gradients(keys_of(9), ones(1))  # a shorter entry than the one that was interrupted
     as_after_kill(storage, tmp_path / "killed")

@@ -61,7 +61,8 @@ class Prepared:
     def section(self) -> Section:
         """What the journal says about it."""
         group = self.group
-        fresh = np.where(group.table.flags[self.rows] & k.FRESH, 1, 0).astype(np.uint8)
+        fresh = np.empty(self.rows.size, np.uint8)
+        k.fresh_rows(group.table.flags, self.rows, fresh)
         config = group.config
         step = group.global_step if config.step == "global" else -1
         return Section(group.number, self.keys, fresh, self.grads, config.duplicates == "sequential", step)
@@ -158,9 +159,11 @@ def _combine(group: Group, keys: I64, rows: I64, grads: F32) -> Prepared:
         keys, grads = keys.copy(), grads.copy()
     else:
         sums = np.empty((count, group.config.dim), np.float32)
-        in_parts(count, lambda part: k.sum_by(grads, inverse, first, part.start, part.stop, sums))
+        finite: list[bool] = []
+        in_parts(count, lambda part: finite.append(k.sum_by(grads, inverse, first, part.start, part.stop, sums)))
         rows, keys, grads = rows[first[:count]], keys[first[:count]], sums
-        must_be_finite(group, keys, grads)  # finite gradients can have an infinite sum
+        if not all(finite):
+            must_be_finite(group, keys, grads)  # finite gradients can have an infinite sum
     if group.config.not_finite == "skip_row":
         bad = not_finite_rows(grads)
         if bad.size:

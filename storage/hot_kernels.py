@@ -18,6 +18,7 @@ PINNED = 32  # part of the batch in hand: not to be evicted
 
 _AHEAD = 24
 _HEADER_BYTES = 32
+_MARK_BYTES = 4
 
 
 @kernel
@@ -72,6 +73,8 @@ def distinct(rows: I64, mark: I32, first: I64, inverse: I64) -> int:
     n = rows.shape[0]
     count = 0
     for i in range(n):
+        if i + _AHEAD < n and rows[i + _AHEAD] >= 0:
+            prefetch(mark, rows[i + _AHEAD] * _MARK_BYTES)
         r = rows[i]
         if r < 0:
             inverse[i] = -1
@@ -90,12 +93,14 @@ def distinct(rows: I64, mark: I32, first: I64, inverse: I64) -> int:
 
 
 @kernel
-def sum_by(grads: F32, inverse: I64, first: I64, low: int, high: int, sums: F32) -> None:
+def sum_by(grads: F32, inverse: I64, first: I64, low: int, high: int, sums: F32) -> bool:
     """sums[u] = sum of grads[i] over inverse[i] == u, added in order of appearance, for low <= u < high.
 
-    sums: float32[count, dim].
+    sums: float32[count, dim]. Returns whether what was added up is finite; gradients that stand alone are not looked
+    at.
     """
     dim = grads.shape[1]
+    finite = True
     for i in range(grads.shape[0]):
         u = inverse[i]
         if u < low or u >= high:
@@ -106,6 +111,8 @@ def sum_by(grads: F32, inverse: I64, first: I64, low: int, high: int, sums: F32)
         else:
             for j in range(dim):
                 sums[u, j] += grads[i, j]
+                finite &= np.isfinite(sums[u, j])
+    return finite
 
 
 @kernel
@@ -270,6 +277,13 @@ def count_flags(flags: U8, high: int, mask: int) -> int:
     for row in range(high):
         found += flags[row] & mask == mask
     return found
+
+
+@kernel
+def fresh_rows(flags: U8, rows: I64, fresh: U8) -> None:
+    """fresh[i] = 1 if rows[i] has seen no push, else 0. fresh: uint8[n]."""
+    for i in range(rows.shape[0]):
+        fresh[i] = 1 if flags[rows[i]] & FRESH else 0
 
 
 @kernel

@@ -8,8 +8,8 @@ import numpy as np
 from rockbed.errors import RockbedError
 from rockbed.server.group import Group
 from rockbed.storage import hot_kernels as k
-from rockbed.storage.journal import Journal, read_segment
 from rockbed.storage.record import HEADER_BYTES, decode_key, encode_keys, headers_of
+from rockbed.storage.segment import read_segment, segment_files
 from rockbed.types import F32, I64
 
 if TYPE_CHECKING:
@@ -52,13 +52,16 @@ def check(engine: "Engine") -> CheckReport:
 
 
 def _journal(engine: "Engine", report: CheckReport) -> None:
-    segments = Journal.files(engine.directory / "journal")
     gone = [path for _, path in engine.journal.segments if not path.exists()]
     if gone:
         report.problems.append(f"{gone[0]} is in use and gone: flush, or close and open the storage, to begin another")
     try:
-        for i, (_, path) in enumerate(segments):
-            report.journal_entries += sum(1 for _ in read_segment(path, last=i + 1 == len(segments)))
+        # in a store that is being written to the last number first: the files hold what it counts, perhaps more
+        after = None if engine.config.read_only else engine.journal.last_lsn + 1
+        segments = segment_files(engine.directory / "journal")
+        for i, (first, path) in enumerate(segments):
+            until = segments[i + 1][0] if i + 1 < len(segments) else after
+            report.journal_entries += sum(1 for _ in read_segment(first, path, until))
     except RockbedError as error:
         report.problems.append(str(error))
 

@@ -1,6 +1,7 @@
 """Opening a store: the lock, the directories, the catalog, and the replay of what the journal holds beyond it."""
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -18,11 +19,13 @@ from rockbed.storage.checkpoint import PARTS, is_store
 from rockbed.storage.entries import Kind, read_delete, read_group, read_push
 from rockbed.storage.files import DirectoryLock, os_errors
 from rockbed.storage.hot import NeedSpace
-from rockbed.storage.journal import Entry, Journal, read_segment, set_aside, truncate
 from rockbed.storage.rows import RowFiles
+from rockbed.storage.segment import Entry, cut_off, read_segment, segment_files, set_aside, truncate
 
 if TYPE_CHECKING:
     from rockbed.server.engine import Engine
+
+_log = logging.getLogger("rockbed")
 
 HOLD_COMPACTION_S = 1800  # after the last flush: then RocksDB's TTL has to wait for the next one
 _LOST_ENTRIES = 1 << 32  # LSNs left out after a repair: more than a journal within its limit can hold
@@ -108,18 +111,21 @@ def recover(engine: "Engine") -> None:
         engine.journal.last_lsn = last_lsn
     else:
         engine.journal.open_for_append(last_lsn)
+        engine.journal.trim(catalog.flushed_lsn)  # a kill, or a power cut, may have come before that
         if engine.repaired:
             engine.flush()  # from here on nothing needs the entries between
 
 
 def _replay(engine: "Engine", flushed_lsn: int) -> int:
-    segments = Journal.files(engine.directory / "journal")
+    """Apply the entries after `flushed_lsn`; returns the last one's LSN, or where to go on after some were lost."""
+    segments = segment_files(engine.directory / "journal")
     used = _in_use(segments)
     last = flushed_lsn
     for i, (first, path) in enumerate(segments):
-        if i + 1 < used and segments[i + 1][0] <= flushed_lsn + 1:
+        until = segments[i + 1][0] if i + 1 < used else None
+        if until is not None and until <= flushed_lsn + 1:
             continue
-        end = 0
+        end, lsn = 0, first  # of the entries read
         try:
             if first > last + 1:
                 raise JournalCorrupt(
@@ -127,13 +133,26 @@ def _replay(engine: "Engine", flushed_lsn: int) -> int:
                     f"{path.name}). Nothing was changed; restore a checkpoint with PyStorage.restore, or open with "
                     "repair=True to go without them (what follows them is set aside in journal/damaged)"
                 )
-            for end, entry in read_segment(path, last=i + 1 >= used):  # noqa: B007 - used after the loop
+            for end, entry in read_segment(first, path, until):  # noqa: B007 - used after the loop
+                lsn = entry.lsn + 1
                 if entry.lsn > last:
                     apply_entry(engine, entry)
                     last = entry.lsn
-        except JournalCorrupt:
-            if not engine.config.repair:
+        except JournalCorrupt as error:
+            lost = first <= last + 1 and cut_off(segments[i:], lsn)
+            if not lost and not engine.config.repair:
                 raise
+            if lost:
+                _log.warning(
+                    "rockbed: %s: the machine stopped before entry %d of the journal was on the disk (fsync=%r), and "
+                    "the store goes on without it and those after it: %s",
+                    engine.directory,
+                    lsn,
+                    engine.config.fsync,
+                    error,
+                )
+            if engine.config.read_only:
+                return last
             set_aside(engine.directory / "journal", path, end, [p for _, p in segments[i + 1 :]])
             engine.repaired = True
             # rows/ may hold rows that have seen entries which are lost now: new entries must be younger than those
@@ -152,7 +171,7 @@ def _in_use(segments: list[tuple[int, Path]]) -> int:
     """How many segments there are up to the last that holds a whole entry; at least one."""
     for i in range(len(segments), 1, -1):
         try:
-            if next(read_segment(segments[i - 1][1], last=True), None) is not None:
+            if next(read_segment(*segments[i - 1], until=None), None) is not None:
                 return i
         except JournalCorrupt:
             return i

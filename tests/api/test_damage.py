@@ -10,10 +10,12 @@ import pytest
 import rocksdict
 
 from rockbed import FormatTooNew, JournalCorrupt, PyStorage, StorageCorrupt
+from rockbed.storage.segment import file_header
 from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, keys_of, ones, push_in_pieces, sgd
 
-HEAD = struct.Struct("<IIQqQQQ")  # magic, kind, LSN, time, payload bytes, two digests
-FILE_BYTES = 16
+HEAD = struct.Struct("<IIQqQQQQ")  # magic, kind, LSN, time, payload bytes, its digest, synced LSN, digest
+SEAL_BYTES = 8
+FILE_BYTES = 32
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def _entries(segment: Path) -> list[tuple[int, int]]:
     """(offset, bytes) of each entry."""
     raw, at, found = segment.read_bytes(), FILE_BYTES, []
     while at < len(raw):
-        size = HEAD.size + HEAD.unpack_from(raw, at)[4]
+        size = HEAD.size + HEAD.unpack_from(raw, at)[4] + SEAL_BYTES
         found.append((at, size))
         at += size
     return found
@@ -68,7 +70,7 @@ def _pushed(storage: PyStorage) -> list[int]:
 # --- the journal ---
 
 
-@pytest.mark.parametrize("kept", [1, 8, HEAD.size - 1, HEAD.size, HEAD.size + 1, -8, -1])
+@pytest.mark.parametrize("kept", [1, 8, HEAD.size - 1, HEAD.size, HEAD.size + 1, -16, -9])
 def test_a_torn_tail_was_never_acknowledged_and_is_dropped_silently(
     open_storage: OpenStorage, killed: Path, kept: int
 ) -> None:
@@ -88,6 +90,18 @@ def test_a_torn_tail_was_never_acknowledged_and_is_dropped_silently(
     assert_sound(again)
 
 
+@pytest.mark.parametrize("kept", [-8, -1])
+def test_an_entry_that_lacks_only_its_seal_is_whole(open_storage: OpenStorage, killed: Path, kept: int) -> None:
+    segment = _segment(killed)
+    segment.write_bytes(segment.read_bytes()[:kept])
+    storage = open_storage()
+    assert _pushed(storage) == list(range(10))
+    embedding(storage).apply_gradients(keys_of(11), ones(1))
+    again = open_storage(str(as_after_kill(storage, killed.parent / "again")))
+    assert _pushed(again) == list(range(10))
+    assert_sound(again)
+
+
 def test_a_tail_of_zeros_that_a_power_cut_leaves_is_dropped_silently(open_storage: OpenStorage, killed: Path) -> None:
     segment = _segment(killed)
     segment.write_bytes(segment.read_bytes() + bytes(4096))
@@ -98,7 +112,7 @@ def test_a_tail_of_zeros_that_a_power_cut_leaves_is_dropped_silently(open_storag
 
 def test_an_empty_newest_segment_is_begun_anew(open_storage: OpenStorage, killed: Path) -> None:
     last = struct.unpack_from("<Q", _segment(killed).read_bytes(), _entries(_segment(killed))[-1][0] + 8)[0]
-    for content in (b"", b"ROCKBED", b"ROCKBED-JRNL\1\0\0\0"):
+    for content in (b"", b"ROCKBED", b"ROCKBED-JRNL\1\0\0\0", file_header()):
         (killed / "journal" / f"{last + 1:020d}.log").write_bytes(content)
         storage = open_storage()
         assert _pushed(storage) == list(range(10))
@@ -155,7 +169,7 @@ def test_a_journal_that_lacks_a_segment_is_refused(open_storage: OpenStorage, tm
         storage.engine.journal.rotate()
     killed = as_after_kill(storage, tmp_path / "store")
     sorted((killed / "journal").glob("*.log"))[1].unlink()
-    with pytest.raises(JournalCorrupt, match=r"lacks the entries 3 to 3 .*restore a checkpoint"):
+    with pytest.raises(JournalCorrupt, match=r"lacks the entries 3 to 3\b.* Restore a checkpoint"):
         open_storage()
 
 
@@ -167,7 +181,7 @@ def test_a_segment_cut_short_before_the_newest_one_is_damage(open_storage: OpenS
         storage.engine.journal.rotate()
     killed = as_after_kill(storage, tmp_path / "store")
     middle = sorted((killed / "journal").glob("*.log"))[1]
-    middle.write_bytes(middle.read_bytes()[:-8])
+    middle.write_bytes(middle.read_bytes()[:-16])
     with pytest.raises(JournalCorrupt, match="cut short"):
         open_storage()
     storage = open_storage(repair=True)

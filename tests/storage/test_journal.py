@@ -10,7 +10,8 @@ import pytest
 
 from rockbed.errors import FormatTooNew, JournalCorrupt, StorageFailed, StorageFull
 from rockbed.storage.entries import Kind
-from rockbed.storage.journal import Entry, Journal, read_segment
+from rockbed.storage.journal import Journal
+from rockbed.storage.segment import Entry, file_header, read_segment, segment_files
 
 
 def _journal(directory: Path, last: int = 0, **options: Any) -> Journal:
@@ -29,8 +30,11 @@ def _flat(parts: list[Any]) -> bytes:
 
 
 def _read(directory: Path) -> list[Entry]:
-    files = Journal.files(directory)
-    return [entry for _, path in files for _, entry in read_segment(path, last=path == files[-1][1])]
+    files = segment_files(directory)
+    ends = [*(first for first, _ in files[1:]), None]
+    return [
+        entry for (first, path), end in zip(files, ends, strict=True) for _, entry in read_segment(first, path, end)
+    ]
 
 
 def test_entries_come_back_in_order_with_their_numbers(tmp_path: Path) -> None:
@@ -43,21 +47,25 @@ def test_entries_come_back_in_order_with_their_numbers(tmp_path: Path) -> None:
     ]
 
 
-def test_golden_file(tmp_path: Path) -> None:
+def test_golden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rockbed.storage.segment.boot_id", lambda: bytes(range(16)))
     journal = _journal(tmp_path / "j", last=41)
     journal.append(Kind.DELETE, 1_700_000_000_123, [b"Rockbed!", np.array([0x0706050403020100])])
     journal.close()
     path = tmp_path / "j" / "00000000000000000042.log"
     assert path.read_bytes().hex() == (
         "524f434b4245442d4a524e4c" "01000000"  # ROCKBED-JRNL, version
+        "000102030405060708090a0b0c0d0e0f"  # boot
         "52424a31"  # RBJ1
         "02000000"  # kind: DELETE
         "2a00000000000000"  # LSN
         "7b68e5cf8b010000"  # time, ms
         "1000000000000000"  # bytes of payload
         "d9f7e69a3d571a9e"  # digest of the payload
-        "65f7386aa63bb968"  # digest of the 40 bytes before it
+        "2900000000000000"  # synced up to
+        "a6254a25a4d36d98"  # digest of the 48 bytes before it
         "526f636b62656421" "0001020304050607"  # payload
+        "d305d5433015b8ab"  # seal
     )  # fmt: skip
 
 
@@ -72,54 +80,64 @@ def test_segments_are_cut_by_size_and_trimmed_by_number(tmp_path: Path) -> None:
     assert kept[-1] == 12
     assert 1 not in kept
     assert set(range(8, 13)) <= set(kept)
-    assert journal.total_bytes == sum(p.stat().st_size for p in (tmp_path / "j").iterdir())
+    assert journal.total_bytes == sum(p.stat().st_size for _, p in segment_files(tmp_path / "j"))
     journal.trim(12)
     assert _read(tmp_path / "j") == []
+    assert journal.total_bytes == len(file_header())
     assert journal.append(Kind.PUSH, 0, _payload(1)) == 13
     journal.close()
 
 
-def test_a_journal_cut_anywhere_in_its_last_entry_keeps_all_before(tmp_path: Path) -> None:
-    journal = _journal(tmp_path / "j")
+def _three_entries(directory: Path) -> tuple[Path, bytes, list[int]]:
+    """A segment of three entries, its bytes, and where each ends."""
+    journal = _journal(directory)
     for n in range(3):
         journal.append(Kind.PUSH, n, _payload(2))
     journal.close()
     path = journal.segments[-1][1]
-    ends = [end for end, _ in read_segment(path, last=True)]
-    whole = path.read_bytes()
-    for cut in range(ends[1], ends[2]):
+    return path, path.read_bytes(), [end for end, _ in read_segment(1, path, None)]
+
+
+def _lsns(path: Path, until: int | None = None) -> list[int]:
+    return [entry.lsn for _, entry in read_segment(1, path, until)]
+
+
+def test_a_journal_cut_anywhere_in_its_last_entry_keeps_all_before(tmp_path: Path) -> None:
+    path, whole, ends = _three_entries(tmp_path / "j")
+    for cut in range(ends[1], ends[2] - 8):
         path.write_bytes(whole[:cut])
-        assert [e.lsn for _, e in read_segment(path, last=True)] == [1, 2]
-        if cut > ends[1]:
-            with pytest.raises(JournalCorrupt, match="cut short"):
-                list(read_segment(path, last=False))
+        assert _lsns(path) == [1, 2]
+        with pytest.raises(JournalCorrupt, match="cut short, and the journal lacks the entries 3 to 3"):
+            _lsns(path, until=4)
+    for cut in range(ends[2] - 8, ends[2]):  # of the seal; what it seals is there
+        path.write_bytes(whole[:cut])
+        assert _lsns(path) == _lsns(path, until=4) == [1, 2, 3]
     path.write_bytes(whole[: ends[1]] + bytes(200))  # as a power cut may leave it: longer than what was synced
-    assert [e.lsn for _, e in read_segment(path, last=True)] == [1, 2]
+    assert _lsns(path) == [1, 2]
 
 
 def test_any_changed_byte_is_damage_and_never_read_as_data(tmp_path: Path) -> None:
-    journal = _journal(tmp_path / "j")
-    for n in range(3):
-        journal.append(Kind.PUSH, n, _payload(2))
-    journal.close()
-    path = journal.segments[-1][1]
-    whole = path.read_bytes()
-    for at in range(16, len(whole)):
+    path, whole, ends = _three_entries(tmp_path / "j")
+    seals = {at for end in ends for at in range(end - 8, end)}
+    for at in range(len(file_header()), len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :])
-        with pytest.raises(JournalCorrupt, match=f"{path.name} is damaged at byte"):
-            list(read_segment(path, last=True))
+        if at in seals:
+            assert _lsns(path) == [1, 2, 3]
+        else:
+            with pytest.raises(JournalCorrupt, match=f"{path.name} is damaged at byte"):
+                _lsns(path)
 
 
 def test_a_newer_format_is_told_apart_from_damage(tmp_path: Path) -> None:
     journal = _journal(tmp_path / "j")
     journal.close()
     path = journal.segments[-1][1]
-    path.write_bytes(b"ROCKBED-JRNL" + (2).to_bytes(4, "little"))
+    path.write_bytes(b"ROCKBED-JRNL" + (2).to_bytes(4, "little") + bytes(16))
     with pytest.raises(FormatTooNew, match="format 2"):
-        list(read_segment(path, last=True))
-    path.write_bytes(b"something else..")
+        _lsns(path)
+    path.write_bytes(b"something else than a journal...")
     with pytest.raises(JournalCorrupt):
-        list(read_segment(path, last=True))
+        _lsns(path)
 
 
 def test_a_write_that_fails_half_way_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

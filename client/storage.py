@@ -53,8 +53,8 @@ class PyStorage:
             "interval" (every fsync_interval seconds), "always" (before a push returns). Whatever it is, a killed
             process loses nothing; it decides what a power cut may lose.
         write_back_interval: seconds after which changed rows are written from memory to RocksDB at the latest.
-        journal_bytes_max: limit of the journal; write-back begins at half of it, pushes wait at all of it. Opening
-            after a crash replays up to this much.
+        journal_bytes_max: limit of the journal, files kept to be used again included; write-back begins at half of it,
+            pushes wait at all of it. Opening after a crash replays up to this much.
         block_cache_bytes: RocksDB's cache of blocks read from disk, beside the memory budget.
         sweep_rows_s: rows a second that are looked at for expiry in the background; 0 = none.
         read_only: look up only (train=False); several such storages may share a directory that nobody writes.

@@ -74,7 +74,9 @@ class Engine:
             rocksdb_ttl_s = int(-(-config.ttl_s // 1)) if clock is time.time else 0
             self.files = opening.open_rows(self.directory, config, rocksdb_ttl_s)
             try:
-                self.journal = Journal(self.directory / "journal", fsync=config.fsync)
+                self.journal = Journal(
+                    self.directory / "journal", fsync=config.fsync, bytes_max=config.journal_bytes_max
+                )
                 self.write_back = WriteBack(self.files, self.journal.sync, self.check_open)
                 try:
                     opening.recover(self)

@@ -19,7 +19,7 @@ from rockbed.storage.segment import FILE_BYTES, entry_head, file_header, seal, s
 
 _IOV_MAX = 512
 SEGMENT_BYTES = 64 << 20
-_SPARES = 4  # segments kept to be used again: more than are needed between two flushes of a busy store
+BYTES_MAX = 1 << 30
 
 
 class Journal:
@@ -27,11 +27,14 @@ class Journal:
 
     fsync: "always" makes each append wait for the disk, "interval" leaves that to whoever calls `sync` now and then,
     "never" to the operating system. A killed process loses nothing under any of them; a power cut loses what was not
-    synced.
+    synced. bytes_max: how much of segments that nobody needs is kept to be used again, those in use included.
     """
 
-    def __init__(self, directory: Path, *, fsync: str, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self, directory: Path, *, fsync: str, bytes_max: int = BYTES_MAX, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
         self._directory = directory
+        self._bytes_max = bytes_max
         self._fsync_always = fsync == "always"
         self._segment_bytes = segment_bytes
         self._lock = GuardedLock()
@@ -43,7 +46,7 @@ class Journal:
         self._synced_lsn = 0  # up to here all is on the disk itself
         self._retired: dict[Path, int] = {}  # handles of full segments that were not synced yet
         self._bytes: dict[Path, int] = {}  # what of a segment is in use; a newest one's is _offset
-        self._spares: list[Path] = []  # segments that nobody needs, the one used last at the end
+        self._spares: list[tuple[int, Path]] = []  # (bytes, file) of what nobody needs, the one used last at the end
         self.last_lsn = 0
         self.segments: list[tuple[int, Path]] = []  # (first LSN, file), oldest first
         self.total_bytes = 0
@@ -73,7 +76,7 @@ class Journal:
         path = self._directory / f"{self.last_lsn + 1:020d}.log"
         with os_errors(f"creating {path}"):
             if self._spares:
-                os.rename(self._spares[-1], path)  # what it holds are entries with lower numbers, which nobody reads
+                os.rename(self._spares[-1][1], path)  # what it holds are entries with lower numbers, which nobody reads
                 self._spares.pop()
             handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
             try:
@@ -191,16 +194,21 @@ class Journal:
                 os.close(handle)
             with os_errors(f"trimming the journal in {self._directory}"):
                 for path in old:
-                    if len(self._spares) < _SPARES:
-                        spare = path.with_suffix(".spare")
-                        path.rename(spare)
-                    else:
-                        spare = None
+                    if not self._kept(path):
                         path.unlink()  # outside the lock: to delete a large file takes milliseconds
-                    with self._lock:
-                        self.total_bytes -= self._bytes.pop(path)
-                        if spare is not None:
-                            self._spares.append(spare)
+
+    def _kept(self, path: Path) -> bool:
+        """Make a segment that nobody needs a spare one, if there is room for it."""
+        size = path.stat().st_size
+        with self._lock:
+            self.total_bytes -= self._bytes.pop(path)
+            spare_bytes = sum(kept for kept, _ in self._spares)
+            if self.total_bytes + spare_bytes + size > self._bytes_max:
+                return False
+            spare = path.with_suffix(".spare")
+            path.rename(spare)
+            self._spares.append((size, spare))
+            return True
 
     def copy_to(self, directory: Path) -> None:
         """Copy everything appended so far, whole entries only, into an empty directory, durably."""
@@ -232,4 +240,4 @@ class Journal:
                     os.close(self._handle)
                     self._handle = -1
                 while self._spares:
-                    self._spares.pop().unlink(missing_ok=True)
+                    self._spares.pop()[1].unlink(missing_ok=True)

@@ -55,15 +55,20 @@ def test_a_trimmed_segment_is_the_next_but_one(tmp_path: Path) -> None:
     assert [path for _, path in segment_files(tmp_path)] == list(tmp_path.iterdir())
 
 
-def test_no_more_than_four_are_kept_and_none_of_a_killed_process(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, fsync="never", segment_bytes=FILE_BYTES + 1)
+def test_only_as_much_is_kept_as_the_limit_allows_and_nothing_of_a_killed_process(tmp_path: Path) -> None:
+    limit = 1_500
+    journal = Journal(tmp_path, fsync="never", bytes_max=limit, segment_bytes=FILE_BYTES + 1)  # an entry a file
     journal.open_for_append(0)
-    for n in range(9):
+    for n in range(20):
         _append(journal, n, 5)
-    journal.trim(9)
-    assert len(list(tmp_path.glob("*.spare"))) == 4
+    file_bytes = journal.segments[0][1].stat().st_size
+    assert 20 * file_bytes > limit
+    journal.trim(15)
+    kept = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert limit - 2 * file_bytes < kept <= limit
+    assert len(list(tmp_path.glob("*.log"))) == 5
     again = Journal(tmp_path, fsync="never")
-    again.open_for_append(9)
+    again.open_for_append(20)
     assert list(tmp_path.glob("*.spare")) == []
     again.close()
     journal.close()

@@ -102,22 +102,17 @@ def plan(parts: Sequence[str], rows: int, large_rows: int, rounds: int) -> list[
     everyone = ("rockbed", "numpy", "torch", "damo")
     trained = ("rockbed", "torch", "damo")
     stores = ("rockbed", "damo")
-    sustained = ("train uniform, sustained", "train zipf, sustained", "lookup 1,000 keys in write-back")
-    life = ("memory", "close and open", "touch all", "disk")
+    rest = ("lookup 1,000 keys in write-back", "memory", "close and open", "touch all", "disk")
     budget = large_rows * (2 * 4 * DIM + ROW_OVERHEAD) // 10
     made = {
-        "memory": [
-            Session(
-                part="memory", rows=rows, contenders=everyone, workloads=("fill", *LOOKUPS, *STEPS, *sustained, *life)
-            )
-        ],
+        "memory": [Session(part="memory", rows=rows, contenders=everyone, workloads=("fill", *LOOKUPS, *STEPS, *rest))],
         "tables": [
             Session(
                 part="tables",
                 rows=rows,
                 tables=TABLES,
                 contenders=trained,
-                workloads=("fill", "train uniform", "train zipf", "train uniform, sustained", "train zipf, sustained"),
+                workloads=("fill", "train uniform", "train zipf"),
             )
         ],
         "large": [
@@ -148,9 +143,8 @@ def sizes_of(contender: str, quick: bool) -> Sizes:
     few = contender == "damo"
     return Sizes(
         batches=2 if few else 8,
-        steps=2 if few else 10,
         small_calls=100 if few else 500,
-        sustained_s=1.5 if quick else 6.0,
+        pushing_s=1.5 if quick else 6.0,
     )
 
 

@@ -42,9 +42,8 @@ TARGETS = (
     _ratio("apply, uniform", "memory", "apply uniform", "torch", 1.5),
     _ratio("apply, Zipf 1.05", "memory", "apply zipf", "torch", 1.5),
     *(
-        _ratio(f"train step, {draw}, {tables}{', sustained' if end else ''}", part, f"train {draw}{end}", against, goal)
+        _ratio(f"train step, {draw}, {tables}", part, f"train {draw}", against, goal)
         for part, tables in (("memory", "one table"), ("tables", "26 tables"))
-        for end in ("", ", sustained")
         for draw, against, goal in (
             ("uniform", "torch", 1.5),
             ("zipf", "torch", 1.5),

@@ -1,7 +1,9 @@
 """What is measured: each workload is a function of a contender, run for one round, that returns what the calls took.
 
 Keys, orders and gradients are made before the clock starts. A round begins with one call that is not counted: it wakes
-a process that stood still while the others were measured, and compiles what must be compiled.
+a process that stood still while the others were measured, and compiles what must be compiled. What pushes goes on for
+seconds, so that what is put off (write-back, flushes, compactions, syncs) comes due in the time that is counted: as
+often as it does in a trainer, where after each standstill a short round would meet all that came due meanwhile.
 """
 
 import time
@@ -25,10 +27,11 @@ class Sizes:
     """How much one round does."""
 
     batch_keys: int = 65_536
-    batches: int = 8  # large calls a round
-    steps: int = 10  # train steps a round
+    batches: int = 8  # large lookups a round
+    pushes: int = 16  # different large pushes a round
+    steps: int = 64  # different train steps a round
     small_calls: int = 500  # small calls a round
-    sustained_s: float = 6.0  # seconds of a round of a sustained workload
+    pushing_s: float = 6.0  # seconds of a round that pushes
 
 
 @dataclass
@@ -108,13 +111,27 @@ def small_lookups(bench: Bench, round_: int) -> Measured:
     return Measured(SMALL_KEYS, [clock(bench.contender.lookup, batch) for batch in batches])
 
 
+def _for_seconds(bench: Bench, keys: int, call: Callable[[Any], None], batches: Sequence[Any]) -> Measured:
+    """Call with one batch after the other, again and again; `more`: how far the contender's own counters moved."""
+    call(batches[-1])
+    before = bench.contender.facts()
+    seconds: list[float] = []
+    end = time.perf_counter() + bench.sizes.pushing_s
+    while time.perf_counter() < end:
+        seconds.append(clock(call, batches[len(seconds) % len(batches)]))
+    return Measured(keys, seconds, _moved(before, bench.contender.facts()))
+
+
+def _moved(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    return {name: after[name] - before[name] for name in after if name in before and after[name] != before[name]}
+
+
 def _applies(name: str, zipf: bool) -> Workload:
     def run(bench: Bench, round_: int) -> Measured:
         n = bench.sizes.batch_keys
-        first, *batches = _draws(bench, name, round_, n, bench.sizes.batches, zipf)
+        batches = _draws(bench, name, round_, n, bench.sizes.pushes, zipf)
         grads = gradients(n, bench.settings.dim, bench.random(name, round_))
-        bench.contender.apply(first, grads)
-        return Measured(n, [clock(bench.contender.apply, batch, grads) for batch in batches])
+        return _for_seconds(bench, n, lambda batch: bench.contender.apply(batch, grads), batches)
 
     return run
 
@@ -142,30 +159,10 @@ def _step_grads(bench: Bench, step: Sequence[Batch], random: np.random.Generator
 
 def _train(name: str, zipf: bool) -> Workload:
     def run(bench: Bench, round_: int) -> Measured:
-        first, *steps = _steps(bench, name, round_, bench.sizes.steps + 1, zipf)
-        grads = _step_grads(bench, first, bench.random(name, round_))
-        bench.contender.train_step(first, grads)
-        keys = sum(len(batch.keys) for batch in first)
-        return Measured(keys, [clock(bench.contender.train_step, step, grads) for step in steps])
-
-    return run
-
-
-def _sustained(name: str, zipf: bool) -> Workload:
-    """Train steps for some seconds on end, so that whatever is put off comes due within the time that is counted."""
-
-    def run(bench: Bench, round_: int) -> Measured:
-        steps = _steps(bench, name, round_, 64, zipf)  # gone through again and again
+        steps = _steps(bench, name, round_, bench.sizes.steps, zipf)
         grads = _step_grads(bench, steps[0], bench.random(name, round_))
-        before = bench.contender.facts()
-        seconds: list[float] = []
-        end = time.perf_counter() + bench.sizes.sustained_s
-        while time.perf_counter() < end:
-            step = steps[len(seconds) % len(steps)]
-            seconds.append(clock(bench.contender.train_step, step, grads))
-        after = bench.contender.facts()
-        grown = {name: after[name] - before[name] for name in after if name in before and after[name] != before[name]}
-        return Measured(sum(len(batch.keys) for batch in steps[0]), seconds, grown)
+        keys = sum(len(batch.keys) for batch in steps[0])
+        return _for_seconds(bench, keys, lambda step: bench.contender.train_step(step, grads), steps)
 
     return run
 
@@ -182,15 +179,13 @@ def small_calls_in_write_back(bench: Bench, round_: int) -> Measured:
     grads = gradients(bench.sizes.batch_keys, bench.settings.dim, random)
     before = bench.contender.facts()
     seconds: list[float] = []
-    end = time.perf_counter() + bench.sizes.sustained_s
+    end = time.perf_counter() + bench.sizes.pushing_s
     while time.perf_counter() < end:
         calls = len(seconds)
         if calls % 10 == 0:
             bench.contender.apply(large[calls // 10 % len(large)], grads)
         seconds.append(clock(bench.contender.lookup, small[calls % len(small)]))
-    after = bench.contender.facts()
-    grown = {name: after[name] - before[name] for name in after if name in before and after[name] != before[name]}
-    return Measured(SMALL_KEYS, seconds, grown)
+    return Measured(SMALL_KEYS, seconds, _moved(before, bench.contender.facts()))
 
 
 # --- the life of a store ---
@@ -230,7 +225,9 @@ def first_lookup(bench: Bench, round_: int) -> Measured:
 
 def close_and_open(bench: Bench, round_: int) -> Measured:
     """Push a little, close, open, look 1,000 keys up. seconds: to open and look up; more: to close."""
-    _applies("close", False)(bench, round_)
+    n, random = bench.sizes.batch_keys, bench.random("close", round_)
+    for _ in range(bench.sizes.batches):
+        bench.contender.apply(draw(bench.settings.rows, n, False, random), gradients(n, bench.settings.dim, random))
     closing = clock(bench.contender.close)
     first = draw(bench.settings.rows, SMALL_KEYS, False, bench.random("open", round_))
 
@@ -278,8 +275,6 @@ WORKLOADS: dict[str, Workload] = {
     "apply zipf": _applies("apply zipf", True),
     "train uniform": _train("train uniform", False),
     "train zipf": _train("train zipf", True),
-    "train uniform, sustained": _sustained("train uniform, sustained", False),
-    "train zipf, sustained": _sustained("train zipf, sustained", True),
     "lookup 1,000 keys in write-back": small_calls_in_write_back,
     "touch all": touch_all,
     "close and open": close_and_open,

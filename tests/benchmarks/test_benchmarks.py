@@ -13,7 +13,7 @@ from benchmarks.sessions import Record
 from benchmarks.targets import Target, judge
 from benchmarks.workloads import Sizes
 
-SMALL = Sizes(batch_keys=500, batches=2, steps=2, small_calls=3, sustained_s=0.05)
+SMALL = Sizes(batch_keys=500, batches=2, pushes=2, steps=2, small_calls=3, pushing_s=0.05)
 
 
 def record(contender: str, round_: int, rate: float, **more: float) -> Record:

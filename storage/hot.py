@@ -20,6 +20,10 @@ _LOAD = 1.5  # index entries a row at the least; it grows by as much, so 24 to 3
 _MIN_ROWS = 64  # a table may always hold this many, so that every group can work whatever the budget
 
 
+def _index_size(entries: int) -> int:
+    return int(entries * _LOAD * 1.5) + 16
+
+
 class NeedSpace(Exception):
     """Internal: `rows` more rows do not fit before dirty rows are written back or another group gives way."""
 
@@ -70,7 +74,8 @@ class HotTable:
         self.mark: I32 = reserve((self.capacity,), np.int32)
         self._free: I64 = reserve((self.capacity,), np.int64)
         self._free_count = 0
-        self.index: I64 = reserve((_FIRST_INDEX, 2), np.int64)
+        self._index_slots: I64 = reserve((max(_FIRST_INDEX, _index_size(self.capacity)), 2), np.int64)
+        self.index: I64 = self._index_slots[:_FIRST_INDEX]
         self.high = 0
         self.count = 0
         self._hand = 0
@@ -249,7 +254,6 @@ class HotTable:
         entries = self.count + more
         if entries * _LOAD < self.index.shape[0]:
             return
-        index = reserve((int(entries * _LOAD * 1.5) + 16, 2), np.int64)
-        # rows allocated in this call are not marked used yet: the caller enters them
-        ix.rebuild(index, self.header, self.flags, k.USED, self.high)
-        self.index = index
+        size = _index_size(entries)
+        ix.expand(self._index_slots, self.index.shape[0], size)
+        self.index = self._index_slots[:size]

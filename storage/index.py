@@ -105,14 +105,33 @@ def insert_rows(index: I64, keys: I64, rows: I64) -> None:
 
 
 @kernel
-def rebuild(index: I64, header: I64, flags: U8, used: int, high: int) -> None:
-    """Enter every row below `high` whose flags have the bit `used` into an empty index."""
-    size = index.shape[0]
-    for row in range(high):
-        if row + _AHEAD < high:
-            prefetch(index, home(header[row + _AHEAD, 0], size) * ENTRY_BYTES)
-        if flags[row] & used:
-            insert_one(index, header[row, 0], row)
+def expand(slots: I64, old: int, new: int) -> None:
+    """Make an index of `old` entries, slots[:old], one of `new`, slots[:new], in place. slots[old:new] are empty.
+
+    A home moves up only, and in the order of the homes. So runs of entries that follow each other are taken out and
+    entered again from the last to the first: what was not moved yet lies below all that is entered. Memory is read and
+    written in order, and no second array is needed.
+    """
+    index = slots[:new]
+    run = np.empty((64, 2), np.int64)
+    last = old - 1
+    while last >= 0:
+        if slots[last, 1] == 0:
+            last -= 1
+            continue
+        first = last
+        while first > 0 and slots[first - 1, 1] != 0:
+            first -= 1
+        n = last - first + 1
+        if n > run.shape[0]:
+            run = np.empty((2 * n, 2), np.int64)
+        run[:n] = slots[first : last + 1]
+        slots[first : last + 1] = 0
+        # None passes the new end, but for those of the first run that passed the old one: as many as found a place
+        # between a home and the old end find one in more room.
+        for i in range(n):
+            insert_one(index, run[i, 0], run[i, 1] - 1)
+        last = first - 1
 
 
 @kernel

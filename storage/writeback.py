@@ -17,7 +17,7 @@ from rockbed.types import I32, I64, U8
 
 _Rows = I32 | I64
 
-RUN_BYTES = 24 << 20  # of records in one run; a write-back takes about twice that in memory
+RUN_BYTES = 16 << 20  # of records in one run; a write-back takes about twice that in memory
 _LOCKED_ROWS = 256  # rows copied under a group's lock at a time, at the least: about 0.03 ms
 _LOCKED_ROWS_MAX = 65_536
 _LONG_S = 1e-3  # to wait for a group's lock: its callers work on large batches

@@ -46,7 +46,7 @@ test-torch: $(VENV)/.torch ## The tests that compare with torch (a large downloa
 	$(BIN)/python -m pytest -m torch $(ARGS)
 
 .PHONY: lint
-lint: $(VENV)/.dev ## ruff and mypy
+lint: $(VENV)/.dev proto-check ## ruff, mypy, and whether rockbed/v1 is what proto/ says
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy rockbed tests benchmarks examples
@@ -55,6 +55,21 @@ lint: $(VENV)/.dev ## ruff and mypy
 fmt: $(VENV)/.dev ## Format, and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The generator is old on purpose: what it writes runs with every grpcio and protobuf since, and the newest one's would
+# refuse older ones. It has an environment of its own because it needs an old protobuf.
+protoc = .venv-proto/bin/python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) \
+         $(sort $(wildcard proto/rockbed/v1/*.proto))
+
+.PHONY: proto
+proto: .venv-proto/.made ## Generate rockbed/v1 from proto/
+	$(call protoc,.)
+
+.PHONY: proto-check
+proto-check: .venv-proto/.made
+	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && $(call protoc,"$$made") && \
+	  diff -r --exclude=__init__.py --exclude=__pycache__ "$$made/rockbed/v1" rockbed/v1 || \
+	  { echo "rockbed/v1 is not what proto/ says: run make proto" >&2; exit 1; }
 
 .PHONY: wheel
 wheel: $(VENV)/.dev ## Build the wheel into dist/
@@ -69,6 +84,11 @@ $(VENV)/.dev: extras := dev,demo
 $(VENV)/.bench: extras := bench
 $(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(pins) $(VENV)/.python-$(version)
 	$(install) --editable '.[$(extras)]'
+	@touch $@
+
+.venv-proto/.made: proto/requirements.txt
+	$(PYTHON) -m venv --clear .venv-proto
+	.venv-proto/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.dev
@@ -98,5 +118,5 @@ clean-cache: ## Drop every compiled kernel
 
 .PHONY: clean
 clean: clean-cache ## Drop everything that was made here, the virtual environment too
-	rm -rf $(VENV) .venv-torch .venv-damo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-proto .venv-torch .venv-damo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

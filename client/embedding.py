@@ -11,13 +11,12 @@ from rockbed.client.optimizer import PyOptimizer
 from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.config import GroupConfig, Named
 from rockbed.errors import InvalidConfig, WrongDtype
+from rockbed.requests import STEP_MAX, Gradients
 from rockbed.server.admission import checked_admission
 from rockbed.types import F32, I64, U64
 
 if TYPE_CHECKING:
     from rockbed.client.storage import PyStorage, RequestId
-
-_STEP_MAX = 1 << 62
 
 
 class PyEmbedding:
@@ -84,7 +83,7 @@ class PyEmbedding:
         StorageClosed.
         """
         rules = isinstance(optimizer, PyOptimizer) and isinstance(initializer, PyInitializer)
-        if not rules or not hasattr(storage, "engine"):
+        if not rules or not hasattr(storage, "backend"):
             raise WrongDtype(
                 f"PyEmbedding takes a PyStorage, a PyOptimizer and a PyInitializer, not {type(storage).__name__}, "
                 f"{type(optimizer).__name__} and {type(initializer).__name__}"
@@ -111,9 +110,8 @@ class PyEmbedding:
             not_finite=not_finite,
             padding_key=padding_key,
         )
-        self._engine = storage.engine
-        self._storage = storage
-        self._group = self._engine.open_group(self.config)
+        self.storage = storage
+        self._step = storage.backend.open_group(self.config)
 
     @property
     def dim(self) -> int:
@@ -127,18 +125,21 @@ class PyEmbedding:
 
     @property
     def global_step(self) -> int:
-        """The step, from 1, that schedules and bias corrections use with step="global". Set it before each push."""
-        return self._group.global_step
+        """The step, from 1, that schedules and bias corrections use with step="global". Set it before each push.
+
+        At first the one of the group's last push, 0 if there was none.
+        """
+        return self._step
 
     @global_step.setter
     def global_step(self, step: int) -> None:
-        if isinstance(step, bool) or not isinstance(step, int | np.integer) or not 1 <= step <= _STEP_MAX:
+        if isinstance(step, bool) or not isinstance(step, int | np.integer) or not 1 <= step <= STEP_MAX:
             raise InvalidConfig(f"global_step is {step!r}: steps are whole numbers from 1 to 2^62")
         if self.config.step != "global":
             raise InvalidConfig(
                 f"group {self.group} counts steps by row: open it with step='global' to set global_step"
             )
-        self._group.global_step = int(step)
+        self._step = int(step)
 
     @overload
     def lookup(self, keys: I64 | U64, weights: None = None, *, train: bool = True) -> F32: ...
@@ -159,7 +160,7 @@ class PyEmbedding:
         out = (
             np.empty((sent.size, self.dim), np.float32) if weights is None else checked_output(weights, sent, self.dim)
         )
-        self._engine.lookup(self.group, sent, out, train=train)
+        self.storage.backend.lookup(self.group, sent, out, train=train)
         return out if weights is None else None
 
     def apply_gradients(self, keys: I64 | U64, gradients: F32, *, request: "RequestId | None" = None) -> None:
@@ -170,16 +171,17 @@ class PyEmbedding:
         Raises WrongDtype, WrongShape, GradientNotFinite, BatchTooLarge, ReadOnlyStorage, StorageClosed, StorageFull
         and the disk's other errors. Then nothing was applied.
         """
-        self._storage.apply_gradients([(self, keys, gradients)], request=request)
+        self.storage.apply_gradients([(self, keys, gradients)], request=request)
 
-    def checked(self, keys: Any, gradients: Any) -> tuple[int, I64, F32]:
-        """(group, keys, gradients) as the engine takes them. Raises WrongDtype, WrongShape, InvalidConfig."""
+    def checked(self, keys: Any, gradients: Any) -> Gradients:
+        """The embedding's share of a push. Raises WrongDtype, WrongShape, InvalidConfig."""
         sent = checked_keys(keys)
         if self.config.step == "global" and self.global_step < 1:
             raise InvalidConfig(
                 f"group {self.group} has step='global': set embedding.global_step before the first push"
             )
-        return self.group, sent, checked_gradients(gradients, sent.size, self.dim)
+        step = self.global_step if self.config.step == "global" else None
+        return Gradients(self.group, sent, checked_gradients(gradients, sent.size, self.dim), step)
 
     def __repr__(self) -> str:
         return f"PyEmbedding(group={self.group}, dim={self.dim}, optimizer={self.config.optimizer['name']!r})"

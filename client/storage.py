@@ -1,21 +1,21 @@
-"""`PyStorage`: a store, in this process."""
+"""`PyStorage`: a store, in this process or on a server."""
 
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rockbed.client.backend import Backend
+from rockbed.client.connection import Connection
 from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.config import StoreConfig
-from rockbed.errors import InvalidConfig, WrongDtype, WrongShape
-from rockbed.server import checking, checkpointing, dumping, shrinking, statistics
-from rockbed.server.engine import Engine
-from rockbed.server.shrinking import ShrinkReport
-from rockbed.storage import checkpoint as checkpoints
-from rockbed.storage.entries import Request
+from rockbed.errors import InvalidConfig, WrongDtype
+from rockbed.reports import CheckReport, ShrinkReport
+from rockbed.requests import Request
 from rockbed.types import F32, I64, U64
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ RequestId = tuple[str, int]
 
 
 class PyStorage:
-    """An open store directory. Thread-safe; a context manager; one at a time for a directory."""
+    """An open store. Thread-safe; a context manager. One at a time for a directory, many on a server."""
 
     def __init__(
         self,
@@ -43,10 +43,12 @@ class PyStorage:
         read_only: bool = False,
         repair: bool = False,
         clock: Callable[[], float] = time.time,
+        connection: Connection | None = None,
     ) -> None:
-        """Open the store in a directory, or make one there.
+        """Open the store in a directory, or make one there; or connect to a server that has one open.
 
-        target: a directory, new, empty or a store.
+        target: a directory, new, empty or a store; or "grpc://HOST:PORT" or "grpc+unix:///path/of/a/socket". A server
+        has settings of its own: for one, only `connection` may be given, which has no meaning for a directory.
         ttl: seconds that a row lives after it was last written, 0 = for ever; groups may have their own.
         memory_budget: bytes of rows, headers and index that are kept in memory; colder rows stay on disk.
         fsync: when the journal is forced to the disk itself: "never" (the system does, within about half a minute),
@@ -63,9 +65,9 @@ class PyStorage:
         clock: gives seconds since 1970; for tests.
 
         Raises InvalidConfig, StoreLocked, StorePathInvalid, StorePermission, StoreNotFound (read_only),
-        StorageCorrupt, JournalCorrupt, FormatTooNew, StorageFull.
+        StorageCorrupt, JournalCorrupt, FormatTooNew, StorageFull, ServerUnavailable.
         """
-        self._config = StoreConfig(
+        config = StoreConfig(
             ttl_s=ttl,
             memory_budget=memory_budget,
             block_cache_bytes=block_cache_bytes,
@@ -77,14 +79,26 @@ class PyStorage:
             read_only=read_only,
             repair=repair,
         )
-        if str(target).startswith("grpc://"):
-            raise InvalidConfig(f"{target}: this version has no remote client yet; give the path of a directory")
-        self.engine = Engine(target, self._config, clock=clock)
+        self._target = str(target)
+        # each end loads what it needs: a client has no use for RocksDB, a store in this process none for gRPC
+        self.backend: Backend
+        if self._target.startswith(("grpc://", "grpc+unix://")):
+            from rockbed.client.remote import Remote
+
+            _must_be_default(self._target, config, clock)
+            self.backend = Remote(self._target, connection or Connection())
+        else:
+            from rockbed.client.embedded import Embedded
+            from rockbed.server.engine import Engine
+
+            if connection is not None:
+                raise InvalidConfig(f"{self._target} is a directory: a connection is for grpc://HOST:PORT")
+            self.backend = Embedded(Engine(target, config, clock=clock))
 
     @property
     def path(self) -> Path:
         """The store's directory."""
-        return self.engine.directory
+        return self.backend.path
 
     # --- training ---
 
@@ -104,26 +118,20 @@ class PyStorage:
             if not isinstance(item, tuple | list) or len(item) != 3 or not hasattr(item[0], "checked"):
                 raise WrongDtype(f"a push takes a list of (PyEmbedding, keys, gradients), not of {type(item).__name__}")
             embedding, keys, gradients = item
-            if embedding._engine is not self.engine:
-                raise InvalidConfig(f"{embedding!r} belongs to another storage than {self.path}")
+            if embedding.storage is not self:
+                raise InvalidConfig(f"{embedding!r} belongs to another storage than {self!r}")
             merged.append(embedding.checked(keys, gradients))
-        groups = [group for group, _, _ in merged]
-        if len(set(groups)) < len(groups):
-            raise WrongShape(
-                f"a group may stand in a push once, the groups sent are {groups}: concatenate its keys and gradients"
-            )
-        return self.engine.apply_gradients(merged, _request(request))
+        return self.backend.apply_gradients(merged, _request(request))
 
     def last_request(self, client: str) -> int:
         """The newest request number applied for a client id, 0 where there is none: a trainer resumes after it."""
-        self.engine.check_open()
-        return self.engine.clients.last(_client(client))
+        return self.backend.last_request(_client(client))
 
     # --- care ---
 
     def stats(self) -> dict[str, Any]:
         """Sizes and counters of the store and of each group; see docs/operations.md for every name."""
-        return statistics.collect(self.engine)
+        return self.backend.stats()
 
     def shrink(
         self,
@@ -142,8 +150,7 @@ class PyStorage:
         at, rows in all, as estimated). Returns counts by group and reason. Raises UnknownGroup, InvalidConfig,
         ReadOnlyStorage.
         """
-        return shrinking.shrink(
-            self.engine,
+        return self.backend.shrink(
             group=group,
             max_age_s=max_age,
             min_count=min_count,
@@ -155,19 +162,21 @@ class PyStorage:
     def dump(self, path: str | os.PathLike[str], condition: Parameters | Mapping[str, Any] | None = None) -> int:
         """Write weights to a file in damo-embedding's dump format. Returns the number of rows.
 
+        On a server `path` is a name, and the server chooses the directory.
         condition: "expire_days" (leave out rows last updated longer ago), "min_count" (fewer updates), "group".
         The file holds, little-endian: i32 n; i32 groups[n]; i32 dims[n]; i64 counts[n]; then for each row
         i64 key; i32 group; f32 weights[dim].
         Raises UnknownName, InvalidConfig, UnknownGroup, StoreExists, StoreNotFound (the directory), StorageFull.
         """
-        return dumping.dump(self.engine, Path(path), as_mapping("dump condition", condition))
+        return self.backend.dump(Path(path), as_mapping("dump condition", condition))
 
     def checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, a directory, while training goes on: every row as it was at one moment.
 
-        Table files are shared by hard links where it lies on the same file system. Raises StoreExists, StorageFull.
+        On a server `path` is a name, and the server chooses the directory. Table files are shared by hard links where
+        it lies on the same file system. Raises StoreExists, StorageFull.
         """
-        checkpointing.checkpoint(self.engine, Path(path))
+        self.backend.checkpoint(Path(path))
 
     @staticmethod
     def restore(path: str | os.PathLike[str], directory: str | os.PathLike[str]) -> None:
@@ -175,29 +184,31 @@ class PyStorage:
 
         Raises StoreNotFound, StoreExists, StorageCorrupt, FormatTooNew, StorageFull.
         """
-        checkpoints.restore(Path(path), Path(directory))
+        from rockbed.storage import checkpoint
 
-    def check(self) -> checking.CheckReport:
+        checkpoint.restore(Path(path), Path(directory))
+
+    def check(self) -> CheckReport:
         """Read everything and report what is wrong: files, checksums, records, index, counts.
 
         Changes no row; `rows` in stats() is counted anew.
         """
-        return checking.check(self.engine)
+        return self.backend.check()
 
     def flush(self) -> None:
         """Write every changed row to RocksDB and trim the journal. Pushes are durable without it."""
-        self.engine.flush()
+        self.backend.flush()
 
     def compact(self) -> None:
         """Flush, and have RocksDB rewrite its files: frees the space of rows that are gone, compresses the last level.
 
         Raises GroupConflict where a group's ttl was raised since the storage was opened.
         """
-        self.engine.compact()
+        self.backend.compact()
 
     def close(self) -> None:
         """Write back, close the files, let go of the directory. May be called twice."""
-        self.engine.close()
+        self.backend.close()
 
     def __enter__(self) -> "PyStorage":
         return self
@@ -208,7 +219,18 @@ class PyStorage:
         self.close()
 
     def __repr__(self) -> str:
-        return f"PyStorage({str(self.path)!r})"
+        return f"PyStorage({self._target!r})"
+
+
+def _must_be_default(target: str, config: StoreConfig, clock: Callable[[], float]) -> None:
+    default = StoreConfig()
+    changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)]
+    if clock is not time.time:
+        changed.append("clock")
+    if changed:
+        raise InvalidConfig(
+            f"{target} is a server, which has its own settings: {', '.join(changed)} cannot be given here"
+        )
 
 
 def _client(given: Any) -> str:

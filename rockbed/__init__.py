@@ -1,4 +1,4 @@
-"""Rockbed: an embedding parameter server on RocksDB, in the trainer's process.
+"""Rockbed: an embedding parameter server on RocksDB, in the trainer's process or behind gRPC.
 
 `import rockbed` is cheap. The names of the client API are loaded when they are first used, and with them
 numba and rocksdict; errors and the version are there at once.
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rockbed._version import __version__
 from rockbed.errors import (
     BatchTooLarge,
+    DeadlineExceeded,
     DimMismatch,
     DuplicateName,
     FormatTooNew,
@@ -17,9 +18,12 @@ from rockbed.errors import (
     GroupConflict,
     InvalidConfig,
     JournalCorrupt,
+    LimitExceeded,
     ReadOnlyStorage,
     RequestTooOld,
     RockbedError,
+    ServerError,
+    ServerUnavailable,
     StorageClosed,
     StorageCorrupt,
     StorageFailed,
@@ -36,6 +40,7 @@ from rockbed.errors import (
 )
 
 if TYPE_CHECKING:
+    from rockbed.client.connection import Connection
     from rockbed.client.embedding import PyEmbedding
     from rockbed.client.filter import PyFilter
     from rockbed.client.initializer import PyInitializer
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
     from rockbed.client.storage import PyStorage
 
 __all__ = [
+    "Connection",
     "Parameters",
     "PyEmbedding",
     "PyFilter",
@@ -52,6 +58,7 @@ __all__ = [
     "PyStorage",
     # errors
     "BatchTooLarge",
+    "DeadlineExceeded",
     "DimMismatch",
     "DuplicateName",
     "FormatTooNew",
@@ -59,9 +66,12 @@ __all__ = [
     "GroupConflict",
     "InvalidConfig",
     "JournalCorrupt",
+    "LimitExceeded",
     "ReadOnlyStorage",
     "RequestTooOld",
     "RockbedError",
+    "ServerError",
+    "ServerUnavailable",
     "StorageClosed",
     "StorageCorrupt",
     "StorageFailed",
@@ -79,6 +89,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Connection": "rockbed.client.connection",
     "Parameters": "rockbed.client.parameters",
     "PyEmbedding": "rockbed.client.embedding",
     "PyFilter": "rockbed.client.filter",

@@ -61,6 +61,14 @@ def _value_or_initializer(name: str, value: Any) -> list[str]:
     return [] if value == "initializer" else [p + ' (nor "initializer")' for p in _float32(name, value)]
 
 
+def _named_problems(name: str, value: Any, *, optional: bool) -> list[str]:
+    if value is None and optional:
+        return []
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        return []
+    return [f'{name} is {value!r}, not {{"name": ..., its parameters}}']
+
+
 def _raise(what: str, problems: list[str]) -> None:
     if problems:
         raise InvalidConfig(f"{what}: " + "; ".join(problems))
@@ -109,6 +117,8 @@ class GroupConfig:
             *_value_or_initializer("unadmitted_value", self.unadmitted_value),
             *_value_or_initializer("miss_value", self.miss_value),
         ]
+        for name in ("optimizer", "initializer", "schedule", "admission"):
+            problems += _named_problems(name, getattr(self, name), optional=name in ("schedule", "admission"))
         if self.ttl_s is not None:
             problems += number_problems("ttl", self.ttl_s, least=0, most=SECONDS_MAX)
         for name in ("clip_norm", "clip_value"):

@@ -156,6 +156,34 @@ class FormatTooNew(RockbedError, RuntimeError):
     code = "format_too_new"
 
 
+# --- a server ---
+
+
+class ServerUnavailable(RockbedError, ConnectionError):
+    """The server could not be reached, or went away, for as long as the client was told to try."""
+
+    code = "server_unavailable"
+
+
+class DeadlineExceeded(RockbedError, TimeoutError):
+    """The server did not answer in time. Whether a push was applied is not known; repeated
+    under its request number it is applied once."""
+
+    code = "deadline_exceeded"
+
+
+class LimitExceeded(RockbedError, ValueError):
+    """The request is larger than the server takes; the message names the limit. Nothing of it was done."""
+
+    code = "limit_exceeded"
+
+
+class ServerError(RockbedError, RuntimeError):
+    """The server failed in a way that nobody foresaw; its log has the details."""
+
+    code = "server_error"
+
+
 def all_errors() -> dict[str, type[RockbedError]]:
     """Code -> class, for every class of this module."""
     found: dict[str, type[RockbedError]] = {}

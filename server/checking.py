@@ -1,11 +1,11 @@
 """`check()`: read everything there is and say what is wrong."""
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rockbed.errors import RockbedError
+from rockbed.reports import CheckReport
 from rockbed.server.group import Group
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.record import HEADER_BYTES, decode_key, encode_keys, headers_of
@@ -14,23 +14,6 @@ from rockbed.types import F32, I64
 
 if TYPE_CHECKING:
     from rockbed.server.engine import Engine
-
-
-@dataclass(slots=True)
-class CheckReport:
-    """problems: sentences, empty when all is well. rows: group -> rows found, expired ones included.
-
-    journal_entries: entries that a crash now would replay.
-    """
-
-    problems: list[str] = field(default_factory=list)
-    rows: dict[int, int] = field(default_factory=dict)
-    journal_entries: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
 
 
 def check(engine: "Engine") -> CheckReport:

@@ -4,7 +4,7 @@ import threading
 from typing import Any
 
 from rockbed.errors import RequestTooOld
-from rockbed.storage.entries import Request
+from rockbed.requests import Request
 
 WINDOW = 1024  # request numbers behind a client's newest that are still told apart
 

@@ -17,25 +17,28 @@ from typing import Any
 from rockbed.config import GroupConfig, StoreConfig
 from rockbed.errors import (
     BatchTooLarge,
-    DimMismatch,
     GroupConflict,
     ReadOnlyStorage,
     StorageClosed,
     StorageFailed,
     UnknownGroup,
+    WrongShape,
 )
 from rockbed.interrupts import Uninterrupted
-from rockbed.server import admission_files, opening, push
+from rockbed.requests import Gradients, Request
+from rockbed.server import admission_files, opening, push, space
 from rockbed.server.clients import Clients
 from rockbed.server.fitting import differences, must_fit
 from rockbed.server.group import SPACE_TRIES, Group
 from rockbed.server.rules import rules_of
 from rockbed.storage.catalog import Catalog
-from rockbed.storage.entries import Kind, Request, group_parts, push_parts
+from rockbed.storage.entries import Kind, group_parts, push_parts
 from rockbed.storage.hot import Budget, NeedSpace
 from rockbed.storage.journal import Journal
 from rockbed.storage.writeback import WriteBack
 from rockbed.types import F32, I64
+
+_Part = tuple[Group, Gradients, int]  # of a push, with its global step or -1
 
 
 def _close_at_exit(engine: "weakref.ref[Engine]") -> None:
@@ -115,22 +118,7 @@ class Engine:
 
     def make_space(self, need: NeedSpace) -> None:
         """Write dirty rows back so that they can be evicted, or take memory from another group."""
-        with self.write_back.mutex:
-            group = next(g for g in list(self.groups.values()) if g.table is need.table)
-            dirty = not self.config.read_only and self.write_back.write(group) > 0
-            if not dirty:
-                self._take_memory(group, need.rows)
-
-    def _take_memory(self, group: Group, rows: int) -> None:
-        others = [g for g in list(self.groups.values()) if g is not group and g.table.high > 0]
-        wanted = (rows + group.table.count // 8) * group.table.row_bytes
-        for other in sorted(others, key=lambda g: -g.table.high * g.table.row_bytes):
-            if not self.config.read_only:
-                self.write_back.write(other)
-            with other.lock:
-                wanted -= other.table.give_way(-(-wanted // other.table.row_bytes)) * other.table.row_bytes
-            if wanted <= 0:
-                break
+        space.make_space(self, need)
 
     # --- groups ---
 
@@ -153,16 +141,32 @@ class Engine:
                         f"{differences(group.config, config)}): close the storage first to change them, or open the "
                         "group twice alike"
                     )
-                self.must_be_writable("change the settings of a group")
-                group.rehearse(config)
-                with group.lock:
-                    lsn = self.journal.append(Kind.GROUP, self.now_ms(), group_parts(config.to_bytes()))
-                    with self.must_succeed(lsn):
-                        group.change(config)
-                if group.lives_longer:
-                    self.hold_compaction(True)
+                self._change_group(group, config)
             self._opened_here.add(config.group)
             return group
+
+    def alter_group(self, config: GroupConfig) -> Group:
+        """Change the settings of a group that may change, durably, also while it is in use.
+
+        Raises UnknownGroup; DimMismatch and GroupConflict where others differ.
+        """
+        self.check_open()
+        with self._groups_lock:
+            group = self.group(config.group)
+            must_fit(group.config, config)
+            if group.config != config:
+                self._change_group(group, config)
+            return group
+
+    def _change_group(self, group: Group, config: GroupConfig) -> None:
+        self.must_be_writable("change the settings of a group")
+        group.rehearse(config)
+        with group.lock:
+            lsn = self.journal.append(Kind.GROUP, self.now_ms(), group_parts(config.to_bytes()))
+            with self.must_succeed(lsn):
+                group.change(config)
+        if group.lives_longer:
+            self.hold_compaction(True)
 
     def _create_group(self, config: GroupConfig) -> Group:
         rules_of(config)
@@ -197,28 +201,33 @@ class Engine:
             self.must_be_writable("look up with train=True (absent keys would get rows); pass train=False")
         self.group(number).lookup(keys, out, train=train)
 
-    def apply_gradients(self, items: Sequence[tuple[int, I64, F32]], request: Request | None = None) -> bool:
+    def prefetch(self, number: int, keys: I64) -> tuple[int, int]:
+        """Bring the rows of keys int64[n] from disk into memory. See Group.prefetch."""
+        self.check_open()
+        return self.group(number).prefetch(keys)
+
+    def apply_gradients(self, items: Sequence[Gradients], request: Request | None = None) -> bool:
         """Apply gradients to one or several groups, all or nothing, durably before it returns.
 
-        items: (group, keys int64[n], gradients float32[n, dim]), a group at most once. Returns whether it was
-        applied: False for a request that had been applied before. Raises UnknownGroup, DimMismatch,
-        GradientNotFinite, BatchTooLarge, StorageFull and the disk's other errors; then nothing was applied.
+        items: a group at most once. Returns whether it was applied: False for a request that had been applied before.
+        Raises UnknownGroup, WrongShape, DimMismatch, GradientNotFinite, InvalidConfig (global step), BatchTooLarge,
+        StorageFull and the disk's other errors; then nothing was applied.
         """
         self.check_open()
         self.must_be_writable("apply gradients")
-        parts = [(self.group(number), keys, grads) for number, keys, grads in sorted(items, key=lambda item: item[0])]
-        for group, keys, grads in parts:
-            if grads.shape != (keys.size, group.config.dim):
-                raise DimMismatch(
-                    f"group {group.number} stores rows of dim {group.config.dim}, the gradients have shape "
-                    f"{grads.shape} for {keys.size} keys: send float32[{keys.size}, {group.config.dim}] (dim is fixed "
-                    "when a group is created)"
-                )
-            push.must_be_finite(group, keys, grads)
+        numbers = [item.group for item in items]
+        if len(set(numbers)) < len(numbers):
+            raise WrongShape(
+                f"a group may stand in a push once, the groups sent are {numbers}: concatenate its keys and gradients"
+            )
+        parts: list[_Part] = []
+        for item in sorted(items, key=lambda item: item.group):
+            group = self.group(item.group)
+            parts.append((group, item, push.validated(group, item)))
         if self._background is not None:
             self._background.wait_for_journal_room()
         for _ in range(SPACE_TRIES):
-            ahead = [push.read_ahead(group, keys) for group, keys, _ in parts]
+            ahead = [push.read_ahead(group, item.keys) for group, item, _ in parts]
             try:
                 return self._apply(parts, ahead, request)
             except NeedSpace as need:
@@ -231,7 +240,7 @@ class Engine:
             "larger memory_budget"
         )
 
-    def _apply(self, parts: list[tuple[Group, I64, F32]], ahead: list[Any], request: Request | None) -> bool:
+    def _apply(self, parts: list[_Part], ahead: list[Any], request: Request | None) -> bool:
         now_ms = self.now_ms()
         prepared: list[push.Prepared] = []
         done = False
@@ -241,8 +250,8 @@ class Engine:
             if request is not None and self.clients.applied(request):
                 return False
             try:
-                for (group, keys, grads), (fetched, left) in zip(parts, ahead, strict=True):
-                    prepared.append(push.prepare(group, keys, grads, fetched, left, now_ms))
+                for (group, item, step), (fetched, left) in zip(parts, ahead, strict=True):
+                    prepared.append(push.prepare(group, item, step, fetched, left, now_ms))
                 touched = [p for p in prepared if p.rows.size]
                 sections = [p.section() for p in touched]
                 if sections or request is not None:
@@ -250,10 +259,12 @@ class Engine:
                     done = True  # it is durable: from here on nothing may fail
                     with self.must_succeed(lsn):
                         for p, s in zip(touched, sections, strict=True):
-                            step, sequential = s.step, s.sequential
+                            sequential = s.sequential
                             push.apply(
-                                p.group, p.rows, p.grads, sequential=sequential, step=step, now_ms=now_ms, lsn=lsn
+                                p.group, p.rows, p.grads, sequential=sequential, step=p.step, now_ms=now_ms, lsn=lsn
                             )
+                            if p.step >= 0:
+                                p.group.global_step = p.step
                         if request is not None:
                             self.clients.record(request)
                 done = True

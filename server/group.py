@@ -3,6 +3,7 @@
 Methods whose name begins with `_` and those that say so expect `lock` to be held. Disk reads happen outside it.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from rockbed.config import GroupConfig
 from rockbed.errors import BatchTooLarge, FormatTooNew, StorageCorrupt
 from rockbed.interrupts import GuardedLock
 from rockbed.server.admission import Admission, make_admission
+from rockbed.server.counters import Counters
 from rockbed.server.rules import rules_of
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.hot import Budget, HotTable, NeedSpace
@@ -38,26 +40,6 @@ class Host(Protocol):
 
     def make_space(self, need: NeedSpace) -> None:
         """Write back, or take memory from another group. Called without any group's lock."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened in a group since the store was opened; `rows` is kept from one opening to the next."""
-
-    rows: int = 0  # rows created and not removed, expired ones included until they are swept
-    lookup_keys: int = 0
-    memory_hits: int = 0
-    disk_hits: int = 0
-    inserts: int = 0
-    misses: int = 0  # lookups without training that found no row
-    not_admitted: int = 0  # occurrences in training lookups that were given the value for unadmitted keys
-    expired: int = 0  # rows found expired, or swept
-    removed: int = 0  # rows that shrink removed
-    push_keys: int = 0
-    updates: int = 0  # rows updated, once a push
-    skipped_absent: int = 0  # gradients dropped because their key had no row
-    skipped_unadmitted: int = 0
-    skipped_not_finite: int = 0
 
 
 @dataclass(slots=True)
@@ -268,12 +250,35 @@ class Group:
             positions = self._not_padding(keys, np.flatnonzero(rows < 0))
             distinct, inverse, counts = np.unique(keys[positions], return_inverse=True, return_counts=True)
             weights = np.empty((distinct.size, self.config.dim), np.float32)
-            # rows of a piece all fit in memory together, and what is read from disk for it stays small
-            step = min(max(32, self.table.capacity // 4), _PIECE_ROWS)
-            for start in range(0, distinct.size, step):
-                piece = slice(start, start + step)
+            for piece in self._pieces(distinct.size):
                 self._lookup_absent(distinct[piece], counts[piece], weights[piece], now_ms, left, train=train)
             out[positions] = weights[inverse]
+
+    def prefetch(self, keys: I64) -> tuple[int, int]:
+        """Bring rows from disk into memory; none is created, nothing counts as a lookup. Takes the lock.
+
+        keys: int64[n]. Returns how many of the distinct keys have their row in memory now, and how many have none.
+        """
+        now_ms = self._host.now_ms()
+        distinct = np.unique(keys)
+        with self.lock:
+            rows, missing = self.table.find(distinct)
+            missing += self._hide_padding(distinct, rows)
+            missing += self._expire(distinct, rows, now_ms, restart=False)
+            left = self.table.left
+        absent = distinct[self._not_padding(distinct, np.flatnonzero(rows < 0))]
+        nowhere = missing - absent.size  # the padding key
+        for piece in self._pieces(absent.size):
+            part = absent[piece]
+            scratch = np.empty((part.size, self.config.dim), np.float32)
+            none = np.zeros(part.size, np.int64)
+            nowhere += self._lookup_absent(part, none, scratch, now_ms, left, train=False)
+        return distinct.size - nowhere, nowhere
+
+    def _pieces(self, n: int) -> Iterator[slice]:
+        # rows of a piece all fit in memory together, and what is read from disk for it stays small
+        step = min(max(32, self.table.capacity // 4), _PIECE_ROWS)
+        return (slice(start, start + step) for start in range(0, n, step))
 
     @property
     def _padding_bits(self) -> int | None:
@@ -312,8 +317,8 @@ class Group:
         rows[hidden] = -1
         return int(hidden.sum())
 
-    def _lookup_absent(self, keys: I64, counts: I64, out: F32, now_ms: int, left: int, *, train: bool) -> None:
-        # keys: int64[n], distinct, not in memory a moment ago. Takes the lock.
+    def _lookup_absent(self, keys: I64, counts: I64, out: F32, now_ms: int, left: int, *, train: bool) -> int:
+        # keys: int64[n], distinct, not in memory a moment ago. Returns how many have no row. Takes the lock.
         fetched = self.fetch(keys)
         create: Bool | None = None
         for attempt in range(SPACE_TRIES + 1):
@@ -344,6 +349,7 @@ class Group:
                     self.counters.not_admitted += int(counts[nothing].sum())
                 else:
                     self.counters.misses += int(counts[nothing].sum())
+        return nothing.size
 
     def _admit(self, fetched: Fetched, counts: I64, now_ms: int) -> Bool:
         """Which keys may get a row; counts the occurrences of those that have none."""

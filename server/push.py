@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rockbed.errors import GradientNotFinite
+from rockbed.errors import DimMismatch, GradientNotFinite, InvalidConfig
 from rockbed.parallel import in_parts
+from rockbed.requests import STEP_MAX, Gradients
 from rockbed.server.group import Fetched, Group
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import Section
@@ -16,6 +17,31 @@ from rockbed.types import F32, I64
 
 _COUNTERS = ("push_keys", "skipped_absent", "skipped_unadmitted", "skipped_not_finite")  # changed by pushes only
 _BEFORE_ALL = -(2**61)  # a time at which no row has expired
+
+
+def validated(group: Group, given: Gradients) -> int:
+    """The global step to apply a share with, or -1 where rows count their own.
+
+    Raises DimMismatch, InvalidConfig (step), GradientNotFinite.
+    """
+    dim = group.config.dim
+    if given.grads.shape != (given.keys.size, dim):
+        raise DimMismatch(
+            f"group {group.number} stores rows of dim {dim}, the gradients have shape {given.grads.shape} for "
+            f"{given.keys.size} keys: send float32[{given.keys.size}, {dim}] (dim is fixed when a group is created)"
+        )
+    step = -1
+    if group.config.step == "global":
+        step = group.global_step if given.step is None else given.step
+        if not 1 <= step <= STEP_MAX:
+            raise InvalidConfig(
+                f"group {group.number} has step='global' and the push says {step}: set embedding.global_step, from 1 "
+                "to 2^62, before the first push"
+            )
+    elif given.step is not None:
+        raise InvalidConfig(f"group {group.number} counts steps by row: a push to it takes no global step")
+    must_be_finite(group, given.keys, given.grads)
+    return step
 
 
 def must_be_finite(group: Group, keys: I64, grads: F32) -> None:
@@ -46,8 +72,8 @@ def not_finite_rows(grads: F32) -> I64:
 class Prepared:
     """A group's share of a push, validated, with its rows pinned in memory.
 
-    rows: int64[m], distinct unless `sequential`; grads: float32[m, dim]; pinned, created: rows to let go of, or undo;
-    counted: counters as they were before.
+    rows: int64[m], distinct unless `sequential`; grads: float32[m, dim]; step: the global one, or -1; pinned, created:
+    rows to let go of, or undo; counted: counters as they were before.
     """
 
     group: Group
@@ -56,6 +82,7 @@ class Prepared:
     grads: F32
     pinned: I64
     created: I64
+    step: int = -1
     counted: dict[str, int] = field(default_factory=dict)
 
     def section(self) -> Section:
@@ -63,9 +90,8 @@ class Prepared:
         group = self.group
         fresh = np.empty(self.rows.size, np.uint8)
         k.fresh_rows(group.table.flags, self.rows, fresh)
-        config = group.config
-        step = group.global_step if config.step == "global" else -1
-        return Section(group.number, self.keys, fresh, self.grads, config.duplicates == "sequential", step)
+        sequential = group.config.duplicates == "sequential"
+        return Section(group.number, self.keys, fresh, self.grads, sequential, self.step)
 
     def release(self, *, undo: bool) -> None:
         """Let the rows be evicted again; with `undo`, forget those that were created for this push."""
@@ -92,13 +118,14 @@ def read_ahead(group: Group, keys: I64) -> tuple[Fetched, int]:
     return group.fetch(absent), left
 
 
-def prepare(group: Group, keys: I64, grads: F32, ahead: Fetched, left: int, now_ms: int) -> Prepared:
+def prepare(group: Group, given: Gradients, step: int, ahead: Fetched, left: int, now_ms: int) -> Prepared:
     """Find or create the row of each key, pin it, and sum the gradients of repeated keys. With the lock held.
 
-    keys: int64[n]; grads: float32[n, dim]. ahead: rows read from disk while table.left was `left`.
+    step: what `validated` gave. ahead: rows read from disk while table.left was `left`.
     Raises NeedSpace, GradientNotFinite; then nothing is pinned or created.
     """
     config, table, counters = group.config, group.table, group.counters
+    keys, grads = given.keys, given.grads
     rows, missing = table.find(keys, k.TOUCHED | k.PINNED)
     pinned = rows.copy()  # of `rows`, those that turn out expired or padding become -1
     created: I64 = np.empty(0, np.int64)
@@ -111,9 +138,10 @@ def prepare(group: Group, keys: I64, grads: F32, ahead: Fetched, left: int, now_
             pinned = np.concatenate([pinned, rows])
         prepared = _combine(group, keys, rows, grads)
         prepared.pinned, prepared.created, prepared.counted = pinned[pinned >= 0], created, counted
+        prepared.step = step
     except BaseException:
         pinned = np.concatenate([pinned[pinned >= 0], created])
-        Prepared(group, rows, keys, grads, pinned, created, counted).release(undo=True)
+        Prepared(group, rows, keys, grads, pinned, created, counted=counted).release(undo=True)
         raise
     counters.push_keys += keys.size
     return prepared

@@ -1,14 +1,13 @@
 """Shrink: remove the rows that are not worth keeping."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rockbed.config import SECONDS_MAX, number_problems
-from rockbed.errors import InvalidConfig
+from rockbed.reports import ShrinkReport
+from rockbed.requests import check_shrink
 from rockbed.server import removal
 from rockbed.server.group import Group
 from rockbed.server.scanning import Rows, current, scan
@@ -18,21 +17,6 @@ if TYPE_CHECKING:
     from rockbed.server.engine import Engine
 
 REASONS = ("expired", "age", "count", "norm")
-
-
-@dataclass(slots=True)
-class ShrinkReport:
-    """What shrink removed, or would remove. removed: group -> reason -> rows; a row counts under the first reason that
-    fits, in the order expired, age, count, norm."""
-
-    dry_run: bool
-    rows_seen: int = 0
-    removed: dict[int, dict[str, int]] = field(default_factory=dict)
-
-    @property
-    def rows_removed(self) -> int:
-        """Rows of all groups and reasons."""
-        return sum(sum(reasons.values()) for reasons in self.removed.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +41,7 @@ class _Conditions:
 
 
 def _conditions(max_age_s: float | None, min_count: int | None, min_norm: float | None) -> _Conditions:
-    given = (("max_age", max_age_s, SECONDS_MAX), ("min_count", min_count, 2**62), ("min_norm", min_norm, math.inf))
-    problems = [
-        problem
-        for name, value, most in given
-        if value is not None
-        for problem in number_problems(name, value, least=0, most=most)
-    ]
-    if problems:
-        raise InvalidConfig("shrink: " + "; ".join(problems))
+    check_shrink(max_age_s, min_count, min_norm)
     return _Conditions(None if max_age_s is None else round(max_age_s * 1000), min_count, min_norm)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rockbed.requests import Request
 from rockbed.types import F32, I64, U8, AnyArray
 
 
@@ -25,14 +26,6 @@ class Kind(IntEnum):
     PUSH = 1
     DELETE = 2
     GROUP = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """Who asks, and the how-manieth time: what makes a repeated push recognisable."""
-
-    client: str
-    number: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from tests.source_tree import LINKED, ROOT, imports, module_of, modules
 
 HEAVY = ("cupy", "grpc", "numba", "rocksdict", "torch")
 LINES_MAX = {"code": 400, "tests": 700}  # a test file holds many small cases of one subject
-LONG_FILES_ALLOWED: dict[str, str] = {}  # path -> the reason
+LONG_FILES_ALLOWED = {"rockbed/v1/admin_pb2_grpc.py": "generated"}  # path -> the reason
 
 # Which parts a part may import: itself and what lies below. "rockbed" is the shared modules (errors, types, ...).
 BELOW = {
@@ -30,7 +30,7 @@ SERVICE_FILES = ("service", "admin", "daemon", "cli", "__main__")
 def part_of(module: str) -> str:
     """The layer of a module: a key of BELOW, or "public" for rockbed/__init__.py."""
     first, *rest = [*module.split(".")[1:], ""]
-    if module == "rockbed":
+    if module in ("rockbed", "rockbed.__main__"):
         return "public"
     if first == "server":
         return "service" if rest[0].split("_")[0] in SERVICE_FILES else "engine"

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from rockbed import PyStorage
-from tests.api.helpers import QUIET, Clock, OpenStorage
+from tests.api.helpers import QUIET, Clock, OpenStorage, Served
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what means nothing over the wire."""
+    items[:] = [item for item in items if not (item.get_closest_marker("embedded") and _is_remote(item))]
+
+
+def _is_remote(item: pytest.Item) -> bool:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return params.get("open_storage") == "grpc"
 
 
 @pytest.fixture
@@ -15,13 +25,13 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["embedded"])  # "grpc" joins when there is a daemon: the same tests, the same errors
+@pytest.fixture(params=["embedded", "grpc"])
 def open_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenStorage]:
     opened: list[PyStorage] = []
 
     def open_(name: str = "store", **options: Any) -> PyStorage:
-        assert request.param == "embedded"
-        storage = PyStorage(tmp_path / name, **{**QUIET, **options})
+        kind = PyStorage if request.param == "embedded" else Served
+        storage = kind(tmp_path / name, **{**QUIET, **options})
         opened.append(storage)
         return storage
 

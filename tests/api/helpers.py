@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage
+from rockbed import Connection, PyEmbedding, PyInitializer, PyOptimizer, PyStorage
+from rockbed.client.embedded import Embedded
+from rockbed.server.daemon import Daemon, ServerConfig
+from rockbed.server.engine import Engine
 from rockbed.types import F32, I64
 from tests.crash_image import crash_image
 
@@ -28,6 +32,47 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Served(PyStorage):
+    """A storage on a server of its own in this process, over a Unix socket; its end is the server's too."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        self.inner = PyStorage(directory, **options)
+        try:
+            # sockets have short names
+            self._folder = tempfile.TemporaryDirectory(prefix="rockbed-")
+            config = ServerConfig(
+                listen=f"unix:{self._folder.name}/s", checkpoints=directory.parent, exports=directory.parent
+            )
+            self.daemon = Daemon(engine_of(self.inner), config)
+            super().__init__(self.daemon.target, connection=Connection(retry_s=5))
+        except BaseException:
+            self.inner.close()
+            raise
+
+    @property
+    def path(self) -> Path:
+        return self.inner.path
+
+    def dump(self, path: Any, condition: Any = None) -> int:
+        return super().dump(Path(path).name, condition)
+
+    def checkpoint(self, path: Any) -> None:
+        super().checkpoint(Path(path).name)
+
+    def close(self) -> None:
+        super().close()
+        self.daemon.stop(0)
+        self.inner.close()
+        self._folder.cleanup()
+
+
+def engine_of(storage: PyStorage) -> Engine:
+    """The engine behind a storage, for tests that look or reach into it."""
+    backend = storage.inner.backend if isinstance(storage, Served) else storage.backend
+    assert isinstance(backend, Embedded)
+    return backend.engine
 
 
 OpenStorage = Callable[..., PyStorage]

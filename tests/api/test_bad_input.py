@@ -249,6 +249,7 @@ def test_an_unknown_rule_or_parameter_or_a_negative_rate_is_an_error_that_names_
         make()
 
 
+@pytest.mark.embedded
 def test_an_embedding_takes_rules_as_objects(storage: PyStorage) -> None:
     with pytest.raises(WrongDtype, match="PyOptimizer and a PyInitializer, not PyStorage, str and PyInitializer"):
         PyEmbedding(storage, "sgd", zeros(), 4)  # type: ignore[arg-type]
@@ -373,8 +374,3 @@ def test_an_embedding_of_another_storage_and_a_group_given_twice_are_refused_who
         storage.apply_gradients([(mine, KEYS, ones(2)), (mine, KEYS, ones(2))])
     assert storage.stats()["rows"] == other.stats()["rows"] == 0
     assert_sound(storage)
-
-
-def test_a_remote_address_says_that_there_is_no_remote_client_yet() -> None:
-    with pytest.raises(InvalidConfig, match=r"grpc://host:1: .*path of a directory"):
-        PyStorage("grpc://host:1")

@@ -21,6 +21,7 @@ from tests.api.helpers import (
     adagrad,
     as_after_kill,
     embedding,
+    engine_of,
     keys_of,
     ones,
     push_in_pieces,
@@ -41,7 +42,7 @@ def _store(open_storage: OpenStorage, name: str = "store", dim: int = DIM) -> Py
 
 
 def _table(storage: PyStorage, group: int = 3) -> HotTable:
-    return storage.engine.groups[group].table
+    return engine_of(storage).groups[group].table
 
 
 def _rows(table: HotTable, *keys: int) -> I64:
@@ -69,7 +70,7 @@ def _put(
     record = struct.pack("<BBHIqqqQ", *{**head, **fields}.values())
     value = record + struct.pack(f"<{width}f", weight, *range(1, width)) + struct.pack("<i", 2**31 - 1)
     values = np.frombuffer(value, np.uint8).reshape(1, -1).copy()
-    storage.engine.files.put_run(place, values, np.zeros(1, np.int64))
+    engine_of(storage).files.put_run(place, values, np.zeros(1, np.int64))
 
 
 # --- damage, one kind each ---
@@ -124,11 +125,11 @@ def _change_a_weight_in_memory(storage: PyStorage) -> None:
 
 
 def _lose_a_row_on_disk(storage: PyStorage) -> None:
-    storage.engine.files.delete(encode_keys(3, keys_of(6)))
+    engine_of(storage).files.delete(encode_keys(3, keys_of(6)))
 
 
 def _lose_the_journal(storage: PyStorage) -> None:
-    storage.engine.journal.segments[-1][1].unlink()
+    engine_of(storage).journal.segments[-1][1].unlink()
 
 
 def _age_a_row_in_memory(storage: PyStorage) -> None:
@@ -173,7 +174,7 @@ def _put_a_row_of_the_last_group(storage: PyStorage) -> None:
 
 
 def _spoil_the_journal(storage: PyStorage) -> None:
-    segment = storage.engine.journal.segments[-1][1]
+    segment = engine_of(storage).journal.segments[-1][1]
     segment.write_bytes(b"X" + segment.read_bytes()[1:])
 
 
@@ -279,7 +280,7 @@ def reader(open_storage: OpenStorage, tmp_path: Path) -> PyStorage:
     rows = embedding(storage, DIM, 3, optimizer=adagrad())
     rows.apply_gradients(KEYS[:3], ones(3, DIM))
     rows.apply_gradients(np.arange(100, 107), ones(7, DIM))
-    storage.engine.journal.rotate()
+    engine_of(storage).journal.rotate()
     embedding(storage, DIM, 1).apply_gradients(KEYS[2:8], ones(6, DIM))
     as_after_kill(storage, tmp_path / "store")
     return open_storage(read_only=True)
@@ -329,7 +330,7 @@ def test_a_wrong_count_of_rows_in_the_statistics_is_put_right(open_storage: Open
     storage = open_storage(memory_budget=SMALL)
     push_in_pieces(embedding(storage, group=3), np.arange(3_000))  # most of them are on disk only
     for wrong in (0, 77, 9_999):
-        storage.engine.groups[3].counters.rows = wrong
+        engine_of(storage).groups[3].counters.rows = wrong
         report = storage.check()
         assert (report.problems, report.rows) == ([], {3: 3_000})
         assert storage.stats()["groups"][3]["rows"] == storage.stats()["rows"] == 3_000
@@ -339,7 +340,7 @@ def test_rows_that_have_expired_are_counted_until_they_are_swept(open_storage: O
     storage = open_storage(clock=clock, ttl=10)
     embedding(storage).apply_gradients(KEYS, ones(10))
     clock.now += 11
-    storage.engine.groups[0].counters.rows = 0
+    engine_of(storage).groups[0].counters.rows = 0
     report = storage.check()
     assert (report.problems, report.rows) == ([], {0: 10})
     assert storage.stats()["rows"] == 10
@@ -348,6 +349,6 @@ def test_rows_that_have_expired_are_counted_until_they_are_swept(open_storage: O
 def test_rows_of_a_group_that_cannot_be_read_are_not_counted_anew(open_storage: OpenStorage) -> None:
     storage = _store(open_storage)
     _put_a_record_of_another_dim(storage)
-    storage.engine.groups[3].counters.rows = 77
+    engine_of(storage).groups[3].counters.rows = 77
     assert storage.check().rows == {1: 4}
     assert storage.stats()["groups"][3]["rows"] == 77

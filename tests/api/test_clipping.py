@@ -10,7 +10,7 @@ import pytest
 
 from rockbed import PyEmbedding, PyOptimizer, PyStorage
 from rockbed.types import F32, F64, I64
-from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, keys_of, sgd
+from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, engine_of, keys_of, sgd
 
 DIM = 3
 KEYS = np.arange(6)
@@ -218,5 +218,5 @@ def test_a_limit_that_changes_at_an_opening_applies_from_then_on_also_when_the_j
         assert rows.lookup(keys_of(1)) == weight
         as_after_kill(storage, tmp_path / f"after-{i}")
         storage = open_storage(f"after-{i}")
-        assert storage.engine.flushed_lsn == 0  # so that each opening replays everything from the first push on
+        assert engine_of(storage).flushed_lsn == 0  # so that each opening replays everything from the first push on
     assert embedding(storage, 1, optimizer=sgd(1.0), weight_min=-5.0).lookup(keys_of(1)) == -5.0

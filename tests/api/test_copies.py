@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rockbed import InvalidConfig, PyStorage, StoreExists, StoreLocked, StoreNotFound, UnknownGroup, UnknownName
-from tests.api.helpers import SMALL, Clock, OpenStorage, adagrad, embedding, keys_of, ones, push_in_pieces
+from tests.api.helpers import SMALL, Clock, OpenStorage, adagrad, embedding, engine_of, keys_of, ones, push_in_pieces
 
 DAY = 86_400
 
@@ -64,6 +64,7 @@ def test_a_dump_has_damos_layout_and_the_rows_that_meet_the_condition(
     assert rows == {key: weights[key] for key in kept}
 
 
+@pytest.mark.embedded  # on a server there are no paths
 def test_a_dump_is_refused_where_it_cannot_be_right(storage: PyStorage, clock: Clock, tmp_path: Path) -> None:
     _filled(storage, clock)
     (tmp_path / "there").write_bytes(b"mine")
@@ -106,7 +107,7 @@ def test_a_checkpoint_is_a_store_that_trains_on(open_storage: OpenStorage, clock
         restored.lookup(np.arange(300), train=False), rows.lookup(np.arange(300), train=False)
     )
     restored.lookup(keys_of(1_000))  # the first sighting of key 1000 came along too
-    assert restored._engine.group(0).counters.rows == 301
+    assert engine_of(restored.storage).group(0).counters.rows == 301
 
 
 def test_a_checkpoint_under_load_is_one_moment_of_the_whole_store(open_storage: OpenStorage, tmp_path: Path) -> None:

@@ -11,7 +11,17 @@ import rocksdict
 
 from rockbed import FormatTooNew, JournalCorrupt, PyStorage, StorageCorrupt
 from rockbed.storage.segment import file_header
-from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, keys_of, ones, push_in_pieces, sgd
+from tests.api.helpers import (
+    OpenStorage,
+    as_after_kill,
+    assert_sound,
+    embedding,
+    engine_of,
+    keys_of,
+    ones,
+    push_in_pieces,
+    sgd,
+)
 
 HEAD = struct.Struct("<IIQqQQQQ")  # magic, kind, LSN, time, payload bytes, its digest, synced LSN, digest
 SEAL_BYTES = 8
@@ -166,7 +176,7 @@ def test_a_journal_that_lacks_a_segment_is_refused(open_storage: OpenStorage, tm
     rows = embedding(storage)
     for key in range(3):
         rows.apply_gradients(keys_of(key), ones(1))
-        storage.engine.journal.rotate()
+        engine_of(storage).journal.rotate()
     killed = as_after_kill(storage, tmp_path / "store")
     sorted((killed / "journal").glob("*.log"))[1].unlink()
     with pytest.raises(JournalCorrupt, match=r"lacks the entries 3 to 3\b.* Restore a checkpoint"):
@@ -178,7 +188,7 @@ def test_a_segment_cut_short_before_the_newest_one_is_damage(open_storage: OpenS
     rows = embedding(storage)
     for key in range(3):
         rows.apply_gradients(keys_of(key), ones(1))
-        storage.engine.journal.rotate()
+        engine_of(storage).journal.rotate()
     killed = as_after_kill(storage, tmp_path / "store")
     middle = sorted((killed / "journal").glob("*.log"))[1]
     middle.write_bytes(middle.read_bytes()[:-16])
@@ -197,7 +207,7 @@ def test_after_a_repair_pushes_survive_a_kill_even_of_rows_that_were_written_bac
     rows = embedding(storage, optimizer=sgd(1.0))
     for _ in range(20):
         rows.apply_gradients(keys_of(1), ones(1))
-    storage.engine.write_back.write(storage.engine.groups[0])  # as eviction does: rows/ is ahead of the catalog
+    engine_of(storage).write_back.write(engine_of(storage).groups[0])  # as eviction does: rows/ is ahead of the catalog
     killed = as_after_kill(storage, tmp_path / "store")
     segment = _segment(killed)
     _flip(segment, _entries(segment)[5][0] + HEAD.size)

@@ -18,6 +18,7 @@ from tests.api.helpers import (
     as_after_kill,
     assert_sound,
     embedding,
+    engine_of,
     keys_of,
     ones,
     push_in_pieces,
@@ -153,13 +154,13 @@ def test_pushes_wait_at_the_journals_limit_and_go_on_when_it_was_trimmed(
     storage = open_storage(journal_bytes_max=1 << 20)
     rows = embedding(storage, 64, optimizer=sgd(1.0))
     gate = threading.Event()
-    real = storage.engine.flush
+    real = engine_of(storage).flush
 
     def held_back() -> int:
         gate.wait(30)
         return real()
 
-    monkeypatch.setattr(storage.engine, "flush", held_back)
+    monkeypatch.setattr(engine_of(storage), "flush", held_back)
     done: list[int] = []
 
     def push() -> None:

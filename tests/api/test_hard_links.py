@@ -133,6 +133,7 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
         yield Path(directory)
 
 
+@pytest.mark.embedded  # the server chooses the directory
 def test_a_checkpoint_on_another_file_system_is_a_copy_and_can_be_brought_back(
     original: PyStorage, open_storage: OpenStorage, tmp_path: Path, elsewhere: Path
 ) -> None:

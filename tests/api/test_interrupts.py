@@ -17,7 +17,9 @@ from rockbed.errors import StorageClosed, StorageFailed
 from rockbed.interrupts import GuardedLock, Uninterrupted
 from rockbed.server import push
 from rockbed.storage import hot_kernels, index, writeback
-from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, keys_of, ones
+from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, engine_of, keys_of, ones
+
+pytestmark = pytest.mark.embedded  # signals are the own process' business
 
 
 class Stopped(Exception):
@@ -109,10 +111,10 @@ def test_a_write_back_that_is_interrupted_loses_no_row(
         if moment == "copied":
             patch.setattr(hot_kernels, "take_dirty", and_then(hot_kernels.take_dirty, alarm))
         else:
-            patch.setattr(storage.engine.files, "put_run", and_then(storage.engine.files.put_run, alarm))
+            patch.setattr(engine_of(storage).files, "put_run", and_then(engine_of(storage).files.put_run, alarm))
         with pytest.raises(Stopped):
             storage.flush()
-    flags = storage.engine.groups[0].table.flags
+    flags = engine_of(storage).groups[0].table.flags
     assert not (flags & hot_kernels.WRITING).any()
     storage.close()
     again = open_storage()
@@ -145,7 +147,7 @@ def test_a_push_that_is_interrupted_is_applied_whole_and_once(
 ) -> None:
     storage = open_storage()
     rows, keys = embedding(storage), np.arange(2_000)
-    where, name = (storage.engine.journal, "append") if moment == "journal" else (push, "apply")
+    where, name = (engine_of(storage).journal, "append") if moment == "journal" else (push, "apply")
     with monkeypatch.context() as patch:
         patch.setattr(where, name, and_then(getattr(where, name), alarm))
         with pytest.raises(Stopped):
@@ -161,7 +163,7 @@ def test_a_push_that_is_interrupted_is_applied_whole_and_once(
 def test_an_interrupted_sync_has_synced_nothing(open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = open_storage(fsync="never")
     embedding(storage).apply_gradients(keys_of(1), ones(1))
-    storage.engine.journal.rotate()
+    engine_of(storage).journal.rotate()
     synced: list[int] = []
 
     def interrupted(_: int) -> None:
@@ -170,9 +172,9 @@ def test_an_interrupted_sync_has_synced_nothing(open_storage: OpenStorage, monke
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            storage.engine.journal.sync()
+            engine_of(storage).journal.sync()
     monkeypatch.setattr(os, "fdatasync", synced.append)
-    storage.engine.journal.sync()
+    engine_of(storage).journal.sync()
     assert len(synced) == 2  # the full segment and the new one
 
 
@@ -221,7 +223,7 @@ def test_a_removal_that_fails_after_the_journal_stops_the_store_and_is_done_when
         raise StorageFailed("EIO")
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.engine.files, "delete", fails)
+        patch.setattr(engine_of(storage).files, "delete", fails)
         with pytest.raises(StorageFailed, match="durable"):
             storage.shrink(min_count=100)
     with pytest.raises(StorageFailed):

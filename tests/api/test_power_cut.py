@@ -10,7 +10,17 @@ import pytest
 
 from rockbed import JournalCorrupt, PyStorage
 from rockbed.storage.segment import read_segment, segment_files
-from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, keys_of, ones, push_in_pieces, sgd
+from tests.api.helpers import (
+    OpenStorage,
+    as_after_kill,
+    assert_sound,
+    embedding,
+    engine_of,
+    keys_of,
+    ones,
+    push_in_pieces,
+    sgd,
+)
 
 
 class _Disk:
@@ -76,13 +86,13 @@ def test_the_last_request_after_a_power_cut_is_one_whose_push_is_there(
     rows = embedding(storage, optimizer=sgd(1.0))
     for number in range(1, 6):
         rows.apply_gradients(keys_of(1), ones(1), request=("trainer", number))
-    real = storage.engine.files.flush
+    real = engine_of(storage).files.flush
 
     def push_meanwhile() -> None:
         rows.apply_gradients(keys_of(1), ones(1), request=("trainer", 6))
         real()
 
-    monkeypatch.setattr(storage.engine.files, "flush", push_meanwhile)
+    monkeypatch.setattr(engine_of(storage).files, "flush", push_meanwhile)
     storage.flush()
     monkeypatch.undo()
     cut = open_storage(str(disk.after_power_cut(storage, tmp_path / "cut")))
@@ -114,7 +124,7 @@ def half_synced(open_storage: OpenStorage) -> PyStorage:
     for key in range(10):
         rows.apply_gradients(keys_of(key), ones(1))
         if key == 4:
-            storage.engine.journal.sync()
+            engine_of(storage).journal.sync()
     return storage
 
 

@@ -22,6 +22,7 @@ from tests.api.helpers import (
     adagrad,
     assert_sound,
     embedding,
+    engine_of,
     keys_of,
     ones,
     push_in_pieces,
@@ -185,7 +186,7 @@ def test_the_block_cache_has_the_size_that_was_asked_for_and_rows_have_a_filter_
         storage.close()
         storage = open_storage(memory_budget=SMALL, read_only=opening == "read_only", **options)
     assert (embedding(storage).lookup(np.arange(3_000), train=False) == -0.5).all()
-    db = storage.engine.files._db
+    db = engine_of(storage).files._db
     capacity, usage = (int(db.property_int_value(f"rocksdb.block-cache-{of}") or 0) for of in ("capacity", "usage"))
     assert capacity == (32 << 20 if cache_bytes is None else cache_bytes)  # 32 MiB, as the documentation says
     assert (usage > 100_000) == (capacity > 100_000)  # the rows have 168,000 bytes, those in memory included

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rockbed import GradientNotFinite, InvalidConfig, PyEmbedding, PyStorage, RequestTooOld, StorageClosed
-from tests.api.helpers import OpenStorage, as_after_kill, embedding, keys_of, ones, zeros
+from tests.api.helpers import OpenStorage, as_after_kill, embedding, engine_of, keys_of, ones, zeros
 
 K = keys_of(1, 2)
 
@@ -127,7 +127,7 @@ def test_a_push_that_meets_ctrl_c_is_whole_or_not_at_all_and_the_journal_stays_s
 ) -> None:
     storage = open_storage()
     one, other = embedding(storage, group=1), embedding(storage, group=2)
-    place, name = (os, "pwritev") if where == "journal" else (storage.engine.group(1).optimizer.__class__, "apply")
+    place, name = (os, "pwritev") if where == "journal" else (engine_of(storage).group(1).optimizer.__class__, "apply")
     real = getattr(place, name)
 
     def interrupted(*args: Any) -> Any:
@@ -154,6 +154,7 @@ def test_a_push_that_meets_ctrl_c_is_whole_or_not_at_all_and_the_journal_stays_s
         assert again.check().problems == []
 
 
+@pytest.mark.embedded  # a connection that is closed does not know of what is on its way
 def test_pushes_beside_a_close_are_there_or_were_refused(open_storage: OpenStorage) -> None:
     for turn in range(5):
         storage = open_storage(f"store-{turn}")

@@ -131,6 +131,7 @@ def test_progress_is_told_and_rows_that_are_on_disk_only_are_found(open_storage:
     assert not left[1::2].any()
 
 
+@pytest.mark.embedded  # over the wire nobody waits for `progress`
 def test_a_row_that_is_pushed_while_shrink_looks_on_stays(open_storage: OpenStorage, clock: Clock) -> None:
     storage = open_storage(clock=clock)
     rows = embedding(storage)

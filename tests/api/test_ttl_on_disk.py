@@ -26,7 +26,7 @@ time.sleep(max(0.0, 2.0 - (time.time() - began)))
 rows.apply_gradients(key, one)
 assert rows.lookup(key, train=False) == -11
 time.sleep(2.5)  # older on disk than the TTL, and not in memory
-storage.engine.files.compact()
+storage.backend.engine.files.compact()
 os._exit(9)"""
     assert run_python(script, tmp_path / "store").returncode == 9
     with PyStorage(tmp_path / "store", ttl=3_000) as storage:  # so that a slow start does not expire it

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rockbed import PyStorage
-from tests.api.helpers import QUIET, Clock, OpenStorage
+from tests.api.helpers import QUIET, Clock, OpenStorage, engine_of
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def open_storage(tmp_path: Path) -> Iterator[OpenStorage]:
         storage = PyStorage(tmp_path / name, **{**QUIET, **options})
         opened.append(storage)
         if still and not options.get("read_only"):
-            storage.engine._background.stop()
+            engine_of(storage)._background.stop()
         return storage
 
     yield open_

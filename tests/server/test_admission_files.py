@@ -10,7 +10,7 @@ from rockbed import PyEmbedding, PyStorage
 from rockbed.errors import GroupConflict, InvalidConfig, RockbedError, StorageCorrupt, StorageFull, UnknownName
 from rockbed.server import admission_files
 from rockbed.types import I64, Bool
-from tests.api.helpers import SMALL, OpenStorage, as_after_kill, assert_sound, embedding, ones, uniform
+from tests.api.helpers import SMALL, OpenStorage, as_after_kill, assert_sound, embedding, engine_of, ones, uniform
 
 MIN_COUNT: dict[str, Any] = {"name": "min_count", "count": 3}
 BLOOM: dict[str, Any] = {"name": "counting_bloom", "count": 3, "capacity": 5_000, "fpr": 1e-6}
@@ -32,7 +32,7 @@ def admitted(rows: PyEmbedding, keys: I64) -> Bool:
 
 def counted(storage: PyStorage, keys: I64) -> list[int]:
     """The sightings of keys, as the rule knows them."""
-    admission = storage.engine.groups[0].admission
+    admission = engine_of(storage).groups[0].admission
     assert admission is not None
     return [int(n) for n in admission.seen(keys)]
 
@@ -223,7 +223,7 @@ def test_a_flush_while_a_group_is_created_does_not_lose_it(
     open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     storage = open_storage()
-    append = storage.engine.journal.append
+    append = engine_of(storage).journal.append
 
     def then_flush(*entry: Any) -> int:
         lsn = append(*entry)
@@ -231,7 +231,7 @@ def test_a_flush_while_a_group_is_created_does_not_lose_it(
         return lsn
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.engine.journal, "append", then_flush)
+        patch.setattr(engine_of(storage).journal, "append", then_flush)
         rows = embedding(storage)
     rows.apply_gradients(KEYS, ones(KEYS.size))
     again = open_storage(str(as_after_kill(storage, tmp_path / "killed")))
@@ -247,7 +247,7 @@ def test_a_group_whose_entry_cannot_be_written_is_not_there(
         raise StorageFull("no room left: a test says so")
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.engine.journal, "append", full)
+        patch.setattr(engine_of(storage).journal, "append", full)
         with pytest.raises(StorageFull):
             group_of(storage, MIN_COUNT)
     assert storage.stats()["groups"] == {}
@@ -300,7 +300,7 @@ def test_whatever_byte_is_damaged_the_counts_are_right_or_the_file_is_refused(
     group_of(storage, {**rule, "capacity": 100} if "capacity" in rule else rule).lookup(KEYS[:40])
     storage.flush()
     expected = counted(storage, KEYS)
-    path, groups = file_of(storage), storage.engine.groups.values()
+    path, groups = file_of(storage), engine_of(storage).groups.values()
     whole = path.read_bytes()
     rng = np.random.default_rng(4)
     refused = 0

@@ -13,7 +13,7 @@ import pytest
 from rockbed import PyEmbedding, PyStorage, StorageFull
 from rockbed.errors import StorageCorrupt, StorageFailed
 from rockbed.server import background
-from tests.api.helpers import SMALL, Clock, OpenStorage, as_after_kill, assert_sound, embedding, ones
+from tests.api.helpers import SMALL, Clock, OpenStorage, as_after_kill, assert_sound, embedding, engine_of, ones
 from tests.waiting import until
 
 LIMIT = 1 << 20
@@ -92,10 +92,10 @@ def test_nothing_is_written_where_nothing_has_changed(
     storage = open_storage(still=False, write_back_interval=0.05)
     rows = embedding(storage, admission={"name": "min_count", "count": 2})
     rows.lookup(KEYS)
-    until(lambda: not storage.engine.has_changed())
+    until(lambda: not engine_of(storage).has_changed())
     flush = Broken(AssertionError("there is nothing to write"))
     with monkeypatch.context() as patch:
-        patch.setattr(storage.engine, "flush", flush)
+        patch.setattr(engine_of(storage), "flush", flush)
         rows.lookup(KEYS[:0])
         rows.lookup(KEYS, train=False)
         time.sleep(0.3)
@@ -123,13 +123,13 @@ def test_the_journal_is_synced_as_the_policy_says(
 ) -> None:
     storage = open_storage(still=False, fsync=fsync, fsync_interval=0.05)
     times: list[float] = []
-    sync = storage.engine.journal.sync
+    sync = engine_of(storage).journal.sync
 
     def noted() -> None:
         times.append(time.monotonic())
         sync()
 
-    monkeypatch.setattr(storage.engine.journal, "sync", noted)
+    monkeypatch.setattr(engine_of(storage).journal, "sync", noted)
     time.sleep(0.5)
     monkeypatch.undo()
     assert (len(times) > 2) == synced
@@ -140,7 +140,7 @@ def test_the_sweeper_is_given_the_time_that_passes_whatever_wakes_the_thread(
     open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = open_storage(still=False)
-    thread = storage.engine._background
+    thread = engine_of(storage)._background
     given: list[float] = []
     monkeypatch.setattr(thread._sweeper, "turn", given.append)
     begun = time.monotonic()
@@ -157,8 +157,8 @@ def test_expired_rows_go_and_memory_is_shared_without_being_asked_for(open_stora
     clock.now += 50
     other = embedding(storage, group=2)
     other.lookup(np.arange(2_000))
-    begun = storage.engine.groups[2].table.high
-    until(lambda: other.lookup(np.arange(2_000)).size and storage.engine.groups[2].table.high > 1.5 * begun)
+    begun = engine_of(storage).groups[2].table.high
+    until(lambda: other.lookup(np.arange(2_000)).size and engine_of(storage).groups[2].table.high > 1.5 * begun)
     clock.now += 50
     until(lambda: storage.stats()["rows"] == 2_000)
     assert_sound(storage)
@@ -175,7 +175,7 @@ def test_what_fails_is_told_logged_once_and_tried_again_until_it_works(
     for turn in (1, 2):  # a second failure after it worked is news
         flush = Broken(FULL)
         with monkeypatch.context() as patch:
-            patch.setattr(storage.engine, "flush", flush)
+            patch.setattr(engine_of(storage), "flush", flush)
             rows.apply_gradients(KEYS, ones(KEYS.size))  # goes on
             until(lambda: flush.calls >= 3)  # noqa: B023
             assert storage.stats()["background_error"] == str(FULL)
@@ -196,16 +196,16 @@ def test_what_keeps_failing_is_tried_ever_less_often(
     storage = open_storage(still=False, write_back_interval=0.01)
     flush = Broken(FULL)
     with monkeypatch.context() as patch:
-        patch.setattr(storage.engine, "flush", flush)
+        patch.setattr(engine_of(storage), "flush", flush)
         embedding(storage).apply_gradients(KEYS, ones(KEYS.size))
         until(lambda: flush.calls >= 2)
-        pauses = [storage.engine._background._write_back.pause_s]
+        pauses = [engine_of(storage)._background._write_back.pause_s]
         while pauses[-1] < 5.0:
-            storage.engine._background._write_back.again_at = 0.0
+            engine_of(storage)._background._write_back.again_at = 0.0
             calls = flush.calls
             until(lambda: flush.calls > calls)  # noqa: B023
-            until(lambda: storage.engine._background._write_back.pause_s > pauses[-1])
-            pauses.append(storage.engine._background._write_back.pause_s)
+            until(lambda: engine_of(storage)._background._write_back.pause_s > pauses[-1])
+            pauses.append(engine_of(storage)._background._write_back.pause_s)
         assert all(b == min(2 * a, 5.0) for a, b in itertools.pairwise(pauses))
 
 
@@ -219,7 +219,7 @@ def test_a_job_that_fails_does_not_stop_the_others(
     rows.apply_gradients(KEYS[:1], ones(1, 64))
     scan = Broken(StorageCorrupt("a test says so"))
     with monkeypatch.context() as patch:
-        patch.setattr(storage.engine.files, "scan", scan)
+        patch.setattr(engine_of(storage).files, "scan", scan)
         until(lambda: storage.stats()["background_error"] == "a test says so")
         for _ in range(12):  # three times what the journal may hold: it is written back, so no push is refused
             fill(rows)
@@ -227,11 +227,11 @@ def test_a_job_that_fails_does_not_stop_the_others(
         calls = scan.calls
         until(lambda: scan.calls > calls + 2)
         # turns in which rows in memory leave it no time for the disk: that it did not fail there means nothing
-        storage.engine._background._sweeper._allowance = -1e9
+        engine_of(storage)._background._sweeper._allowance = -1e9
         time.sleep(0.2)
         assert storage.stats()["background_error"] == "a test says so"
         assert len(errors_of(caplog)) == 1
-        storage.engine._background._sweeper._allowance = 0.0
+        engine_of(storage)._background._sweeper._allowance = 0.0
     until(lambda: storage.stats()["background_error"] is None)
     np.testing.assert_array_equal(rows.lookup(KEYS[1:])[:, 0], np.full(KEYS.size - 1, -6.0))
     assert_sound(storage)
@@ -241,7 +241,7 @@ def test_a_journal_that_cannot_be_synced_is_told(open_storage: OpenStorage, monk
     storage = open_storage(still=False, fsync_interval=0.01)
     rows = embedding(storage)
     with monkeypatch.context() as patch:
-        patch.setattr(storage.engine.journal, "sync", Broken(StorageFailed("a test says so")))
+        patch.setattr(engine_of(storage).journal, "sync", Broken(StorageFailed("a test says so")))
         until(lambda: storage.stats()["background_error"] == "a test says so")
         rows.apply_gradients(KEYS, ones(KEYS.size))
     until(lambda: storage.stats()["background_error"] is None)
@@ -252,7 +252,7 @@ def test_an_error_that_nobody_foresaw_does_not_end_the_thread(
 ) -> None:
     storage = open_storage(still=False, write_back_interval=0.01)
     with monkeypatch.context() as patch:
-        patch.setattr(storage.engine, "flush", Broken(ValueError("a bug")))
+        patch.setattr(engine_of(storage), "flush", Broken(ValueError("a bug")))
         embedding(storage).apply_gradients(KEYS, ones(KEYS.size))
         until(lambda: storage.stats()["background_error"] == "a bug")
     until(lambda: storage.stats()["background_error"] is None)
@@ -269,7 +269,7 @@ def test_pushes_are_refused_only_when_the_journal_is_full_and_cannot_be_written_
     storage = open_storage(still=False, journal_bytes_max=LIMIT)
     rows, other = wide(storage), wide(storage, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(storage.engine.write_back, "write", Broken(FULL))
+        patch.setattr(engine_of(storage).write_back, "write", Broken(FULL))
         pushed = fill_up(storage, rows)
         until(lambda: storage.stats()["background_error"] == str(FULL))
         for refused in (rows, other):
@@ -295,7 +295,7 @@ def test_pushes_wait_while_write_back_is_at_work_and_go_on_when_it_is_done(
     storage = open_storage(still=False, journal_bytes_max=LIMIT)
     rows = wide(storage)
     at_work, may_end = threading.Event(), threading.Event()
-    flush = storage.engine.flush
+    flush = engine_of(storage).flush
 
     def slow() -> int:
         at_work.set()
@@ -303,7 +303,7 @@ def test_pushes_wait_while_write_back_is_at_work_and_go_on_when_it_is_done(
         return flush()
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.engine, "flush", slow)
+        patch.setattr(engine_of(storage), "flush", slow)
         pushed = fill_up(storage, rows)
         assert at_work.wait(20)
         waiting = threading.Thread(target=fill, args=(rows,))
@@ -324,7 +324,7 @@ def test_closing_ends_the_wait_of_a_push(open_storage: OpenStorage, monkeypatch:
     storage = open_storage(still=False, journal_bytes_max=LIMIT)
     rows = wide(storage)
     may_end = threading.Event()
-    monkeypatch.setattr(storage.engine._background._write_back, "do", lambda now: may_end.wait(20))
+    monkeypatch.setattr(engine_of(storage)._background._write_back, "do", lambda now: may_end.wait(20))
     pushed = fill_up(storage, rows)
     outcome: list[object] = []
 

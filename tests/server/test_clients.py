@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rockbed.errors import RequestTooOld
+from rockbed.requests import Request
 from rockbed.server.clients import Clients
-from rockbed.storage.entries import Request
 
 WINDOW = 8
 

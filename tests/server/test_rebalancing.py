@@ -11,7 +11,7 @@ from rockbed.server.rebalancing import Rebalancer
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.hot import Budget, HotTable, NeedSpace
 from rockbed.types import F32, I64
-from tests.api.helpers import OpenStorage, assert_sound, embedding, push_in_pieces, uniform
+from tests.api.helpers import OpenStorage, assert_sound, embedding, engine_of, push_in_pieces, uniform
 
 BUDGET = 1 << 20
 
@@ -25,7 +25,7 @@ def rows_of(storage: PyStorage, group: int, n: int) -> PyEmbedding:
 
 
 def high(storage: PyStorage, group: int) -> int:
-    return storage.engine.groups[group].table.high
+    return engine_of(storage).groups[group].table.high
 
 
 def read(rows: PyEmbedding, keys: I64) -> F32:
@@ -35,7 +35,7 @@ def read(rows: PyEmbedding, keys: I64) -> F32:
 
 def begun(storage: PyStorage) -> Rebalancer:
     """One that has seen what happened so far, and moved nothing for it."""
-    rebalancer = Rebalancer(storage.engine)
+    rebalancer = Rebalancer(engine_of(storage))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rebalancing, "_FULL", 2.0)
         assert rebalancer.turn() == 0
@@ -47,7 +47,7 @@ def full_of_an_idle_group(storage: PyStorage, *, busy_first: bool = False) -> tu
     if busy_first:
         rows_of(storage, 2, 0)
     idle, busy = rows_of(storage, 1, 20_000), rows_of(storage, 2, 4_000)
-    budget = storage.engine.budget
+    budget = engine_of(storage).budget
     assert budget.used_bytes > 0.95 * budget.limit_bytes
     return idle, busy
 
@@ -64,9 +64,9 @@ def test_memory_moves_from_the_idle_group_to_the_one_that_reads_from_disk_and_ro
         before = storage.stats()["groups"][2]["disk_hits"]
         np.testing.assert_array_equal(read(busy, np.arange(4_000)), everything[1])
         hits.append(storage.stats()["groups"][2]["disk_hits"] - before)
-        used = storage.engine.budget.used_bytes
+        used = engine_of(storage).budget.used_bytes
         freed = rebalancer.turn()
-        assert freed == used - storage.engine.budget.used_bytes
+        assert freed == used - engine_of(storage).budget.used_bytes
         assert freed <= 0.05 * BUDGET + 1_000  # slowly
         shares.append(high(storage, 2))
     assert shares == sorted(shares)
@@ -83,7 +83,7 @@ def test_dirty_rows_of_the_giver_are_written_back_and_then_leave_too(open_storag
     storage = open_storage(memory_budget=BUDGET)
     idle, busy = full_of_an_idle_group(storage)
     before = read(idle, np.arange(20_000))
-    table = storage.engine.groups[1].table
+    table = engine_of(storage).groups[1].table
     there = np.sort(table.header[table.used_rows(), 0])
     for part in np.array_split(there, 10):
         idle.apply_gradients(part, np.full((part.size, 16), 0.5, np.float32))
@@ -110,10 +110,10 @@ def test_nothing_moves_while_there_is_free_memory(open_storage: OpenStorage) -> 
     storage = open_storage(memory_budget=64 * BUDGET)
     idle = rows_of(storage, 1, 20_000)
     busy = rows_of(storage, 2, 1_000)
-    storage.engine.groups[2].counters.disk_hits = 10_000  # from the time when memory was full
+    engine_of(storage).groups[2].counters.disk_hits = 10_000  # from the time when memory was full
     read(busy, np.arange(1_000))
     before, rows = high(storage, 1), read(idle, np.arange(20_000))
-    assert Rebalancer(storage.engine).turn() == 0
+    assert Rebalancer(engine_of(storage)).turn() == 0
     assert high(storage, 1) == before
     np.testing.assert_array_equal(read(idle, np.arange(20_000)), rows)
 
@@ -134,7 +134,7 @@ def test_nothing_moves_between_groups_that_use_their_memory_alike(open_storage: 
     storage = open_storage(memory_budget=BUDGET)
     both = [rows_of(storage, 1, 20_000), rows_of(storage, 2, 20_000)]
     # as if each had half: what a group has depends on who came first
-    storage.engine.groups[1].table.give_way(high(storage, 1) // 2)
+    engine_of(storage).groups[1].table.give_way(high(storage, 1) // 2)
     read(both[1], np.arange(20_000))
     rebalancer = begun(storage)
     for _ in range(5):
@@ -149,7 +149,7 @@ def test_a_single_group_keeps_what_it_has(open_storage: OpenStorage) -> None:
     storage = open_storage(memory_budget=BUDGET)
     rows = rows_of(storage, 1, 20_000)
     read(rows, np.arange(20_000))
-    assert Rebalancer(storage.engine).turn() == 0
+    assert Rebalancer(engine_of(storage)).turn() == 0
 
 
 # --- giving way ---

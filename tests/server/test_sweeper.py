@@ -20,6 +20,7 @@ from tests.api.helpers import (
     as_after_kill,
     assert_sound,
     embedding,
+    engine_of,
     ones,
     push_in_pieces,
     uniform,
@@ -31,16 +32,16 @@ ENOUGH = 100
 
 def on_disk(storage: PyStorage, group: int = 0) -> set[int]:
     """The keys that have a record in rows/."""
-    return {decode_key(key)[1] for keys, _ in storage.engine.files.scan(group) for key in keys}
+    return {decode_key(key)[1] for keys, _ in engine_of(storage).files.scan(group) for key in keys}
 
 
 def in_memory(storage: PyStorage, group: int = 0) -> set[int]:
-    table = storage.engine.groups[group].table
+    table = engine_of(storage).groups[group].table
     return set(table.header[table.used_rows(), 0].tolist())
 
 
 def sweep_all(storage: PyStorage) -> int:
-    sweeper = Sweeper(storage.engine)
+    sweeper = Sweeper(engine_of(storage))
     return sum(sweeper.turn(1.0) for _ in range(ENOUGH))
 
 
@@ -75,7 +76,7 @@ def test_a_sweep_takes_several_turns_and_keeps_to_its_rate(open_storage: OpenSto
     storage = open_storage(ttl=100, memory_budget=SMALL, sweep_rows_s=rate, clock=clock)
     embedding(storage).lookup(np.arange(n))
     clock.now += 100
-    sweeper = Sweeper(storage.engine)
+    sweeper = Sweeper(engine_of(storage))
     removed = turns = 0
     while removed < n:
         removed += sweeper.turn(0.5)
@@ -91,7 +92,7 @@ def test_time_without_a_turn_is_made_up_for_one_second_at_the_most(open_storage:
     storage = open_storage(ttl=100, sweep_rows_s=5_000, clock=clock)
     embedding(storage).lookup(np.arange(30_000))
     clock.now += 100
-    assert 0 < Sweeper(storage.engine).turn(3_600.0) <= 5_000 + 4_096
+    assert 0 < Sweeper(engine_of(storage)).turn(3_600.0) <= 5_000 + 4_096
 
 
 def test_a_rate_of_nothing_sweeps_nothing(open_storage: OpenStorage, clock: Clock) -> None:
@@ -141,13 +142,13 @@ def test_a_lookup_that_read_the_row_before_its_removal_does_not_bring_it_back(
     keys = np.arange(3_000)
     push_in_pieces(rows, keys)
     storage.flush()
-    group = storage.engine.groups[0]
+    group = engine_of(storage).groups[0]
     gone = keys[group.table.find(keys, 0)[0] < 0][:10]
     left = group.table.left
     fetched = group.fetch(gone)
     assert fetched.found.size == 10
     clock.now += 100
-    assert drop_expired(storage.engine, group, gone) == 10
+    assert drop_expired(engine_of(storage), group, gone) == 10
     assert group.refetched(fetched, left).found.size == 0
 
 
@@ -172,7 +173,7 @@ def test_no_group_waits_for_ever_behind_a_large_one(open_storage: OpenStorage, c
     for number in range(2, 40):
         embedding(storage, group=number).lookup(np.arange(5))
     clock.now += 100
-    sweeper = Sweeper(storage.engine)
+    sweeper = Sweeper(engine_of(storage))
     # memory and disk of the large one, then some hundred rows' worth for each of the small ones
     assert sum(sweeper.turn(1.0) for _ in range(60)) == 38 * 5
     assert storage.stats()["rows"] == 20_000
@@ -186,14 +187,14 @@ def test_going_round_empty_groups_is_part_of_the_rate(
         embedding(storage, group=number)
     embedding(storage, group=200, ttl=0)
     visited: list[int] = []
-    scan = storage.engine.files.scan
+    scan = engine_of(storage).files.scan
 
     def noted(group: int, **rest: Any) -> Any:
         visited.append(group)
         return scan(group, **rest)
 
-    monkeypatch.setattr(storage.engine.files, "scan", noted)
-    sweeper = Sweeper(storage.engine)
+    monkeypatch.setattr(engine_of(storage).files, "scan", noted)
+    sweeper = Sweeper(engine_of(storage))
     for _ in range(30):
         sweeper.turn(1.0)
     assert 200 <= len(visited) <= 310

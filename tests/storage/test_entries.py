@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rockbed.requests import Request
 from rockbed.storage.entries import (
     Kind,
-    Request,
     Section,
     delete_parts,
     group_parts,

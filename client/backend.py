@@ -1,0 +1,63 @@
+"""What the client API asks of a store, open in this process or on a server. Arguments have been checked."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rockbed.config import GroupConfig
+from rockbed.reports import CheckReport, ShrinkReport
+from rockbed.requests import Gradients, Request
+from rockbed.types import F32, I64
+
+
+class Backend(Protocol):
+    """Thread-safe. Each method raises what the method of PyStorage or PyEmbedding that calls it says."""
+
+    @property
+    def path(self) -> Path:
+        """The store's directory. Raises InvalidConfig where it is on a server."""
+
+    def open_group(self, config: GroupConfig) -> int:
+        """Create the group, or open it. Returns its global step, 0 where none was set."""
+
+    def lookup(self, group: int, keys: I64, out: F32, *, train: bool) -> None:
+        """Fill out float32[n, dim], C-contiguous, with the weights of keys int64[n]."""
+
+    def apply_gradients(self, items: Sequence[Gradients], request: Request | None) -> bool:
+        """Apply all of it or nothing, durably. Returns False for a request that had been applied before."""
+
+    def last_request(self, client: str) -> int:
+        """See PyStorage.last_request."""
+
+    def stats(self) -> dict[str, Any]:
+        """See PyStorage.stats."""
+
+    def shrink(
+        self,
+        *,
+        group: int | None,
+        max_age_s: float | None,
+        min_count: int | None,
+        min_norm: float | None,
+        dry_run: bool,
+        progress: Callable[[int, int], None] | None,
+    ) -> ShrinkReport:
+        """See PyStorage.shrink."""
+
+    def dump(self, path: Path, condition: Mapping[str, Any]) -> int:
+        """See PyStorage.dump."""
+
+    def checkpoint(self, path: Path) -> None:
+        """See PyStorage.checkpoint."""
+
+    def check(self) -> CheckReport:
+        """See PyStorage.check."""
+
+    def flush(self) -> None:
+        """See PyStorage.flush."""
+
+    def compact(self) -> None:
+        """See PyStorage.compact."""
+
+    def close(self) -> None:
+        """See PyStorage.close."""

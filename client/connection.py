@@ -1,0 +1,51 @@
+"""How a client talks to a server."""
+
+import os
+import uuid
+from dataclasses import dataclass
+
+from rockbed.config import number_problems, whole_problems
+from rockbed.errors import InvalidConfig
+from rockbed.wire import PRECISIONS
+
+_LONG_S = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """Settings of a client: `PyStorage("grpc://host:7400", connection=Connection(deadline_s=5))`.
+
+    deadline_s: seconds that one attempt of a call on rows may take.
+    retry_s: for how long a call is tried again while the server cannot be reached, 0 = not at all. in_flight: requests
+    that one large lookup has on the way at a time. precision: "float32", or "float16" or "bfloat16" for weights and
+    gradients on the wire (rockbed.wire states the error; rows are float32 on the server whatever is chosen).
+    client_id: 1 to 255 bytes that name the client in the server's logs and number its pushes; one of its own if None.
+    """
+
+    deadline_s: float = 60.0
+    retry_s: float = 60.0
+    in_flight: int = 4
+    precision: str = "float32"
+    client_id: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = [
+            *number_problems("deadline_s", self.deadline_s, above=0, most=_LONG_S),
+            *number_problems("retry_s", self.retry_s, least=0, most=_LONG_S),
+            *whole_problems("in_flight", self.in_flight, 1, 1024),
+        ]
+        if self.precision not in PRECISIONS:
+            problems.append(f"precision is {self.precision!r}, not one of {', '.join(map(repr, PRECISIONS))}")
+        if self.client_id is not None and not _is_client_id(self.client_id):
+            problems.append(f"client_id is {self.client_id!r}, not 1 to 255 printable ASCII characters")
+        if problems:
+            raise InvalidConfig("connection: " + "; ".join(problems))
+
+    def own_id(self) -> str:
+        """The client id, or one that no other client has."""
+        return self.client_id or f"auto-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def _is_client_id(value: object) -> bool:
+    # it travels in a header
+    return isinstance(value, str) and 0 < len(value) <= 255 and value.isascii() and value.isprintable()

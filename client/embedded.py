@@ -1,0 +1,77 @@
+"""A store in this process."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rockbed.config import GroupConfig
+from rockbed.reports import CheckReport, ShrinkReport
+from rockbed.requests import Gradients, Request
+from rockbed.server import checking, checkpointing, dumping, shrinking, statistics
+from rockbed.server.engine import Engine
+from rockbed.types import F32, I64
+
+
+class Embedded:
+    """The engine as a Backend."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def path(self) -> Path:
+        return self.engine.directory
+
+    def open_group(self, config: GroupConfig) -> int:
+        return self.engine.open_group(config).global_step
+
+    def lookup(self, group: int, keys: I64, out: F32, *, train: bool) -> None:
+        self.engine.lookup(group, keys, out, train=train)
+
+    def apply_gradients(self, items: Sequence[Gradients], request: Request | None) -> bool:
+        return self.engine.apply_gradients(items, request)
+
+    def last_request(self, client: str) -> int:
+        self.engine.check_open()
+        return self.engine.clients.last(client)
+
+    def stats(self) -> dict[str, Any]:
+        return statistics.collect(self.engine)
+
+    def shrink(
+        self,
+        *,
+        group: int | None,
+        max_age_s: float | None,
+        min_count: int | None,
+        min_norm: float | None,
+        dry_run: bool,
+        progress: Callable[[int, int], None] | None,
+    ) -> ShrinkReport:
+        return shrinking.shrink(
+            self.engine,
+            group=group,
+            max_age_s=max_age_s,
+            min_count=min_count,
+            min_norm=min_norm,
+            dry_run=dry_run,
+            progress=progress,
+        )
+
+    def dump(self, path: Path, condition: Mapping[str, Any]) -> int:
+        return dumping.dump(self.engine, path, condition)
+
+    def checkpoint(self, path: Path) -> None:
+        checkpointing.checkpoint(self.engine, path)
+
+    def check(self) -> CheckReport:
+        return checking.check(self.engine)
+
+    def flush(self) -> None:
+        self.engine.flush()
+
+    def compact(self) -> None:
+        self.engine.compact()
+
+    def close(self) -> None:
+        self.engine.close()

@@ -1,0 +1,171 @@
+"""A store on a server."""
+
+import itertools
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rockbed.client.connection import Connection
+from rockbed.client.transport import Transport
+from rockbed.config import GROUPS, GroupConfig
+from rockbed.errors import BatchTooLarge, InvalidConfig, ServerError, UnknownGroup
+from rockbed.reports import CheckReport, ShrinkReport
+from rockbed.requests import Gradients, Request, check_shrink
+from rockbed.types import F32, I64
+from rockbed.v1 import admin_pb2, embedding_pb2
+from rockbed.wire import PRECISIONS, float_bytes, floats_from_bytes, floats_to_bytes, keys_to_bytes
+
+_PROTOCOL = 1
+_ENVELOPE_BYTES = 4096  # of a message, beside its arrays
+
+
+class Remote:
+    """A server as a Backend."""
+
+    def __init__(self, target: str, connection: Connection) -> None:
+        """Connect. Raises InvalidConfig, ServerUnavailable."""
+        self._transport = Transport(target, connection)
+        self._precision = PRECISIONS[connection.precision]
+        self._in_flight = connection.in_flight
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        try:
+            info = self._ask("ServerInfo", admin_pb2.ServerInfoRequest())
+            if info.protocol != _PROTOCOL:
+                raise ServerError(
+                    f"{target} speaks protocol {info.protocol} (Rockbed {info.version}), this client {_PROTOCOL}: use "
+                    "the same version on both ends"
+                )
+            if connection.client_id is not None:  # it may have been here before
+                self._numbers = itertools.count(self.last_request(connection.client_id) + 1)
+        except BaseException:
+            self._transport.close()
+            raise
+        self._bytes_max = info.message_bytes_max - _ENVELOPE_BYTES
+        self._keys_max = info.keys_max
+
+    @property
+    def path(self) -> Path:
+        raise InvalidConfig(f"the directory of {self._transport.target} is on the server: it has no path here")
+
+    def _ask(self, method: str, request: Any, *, long: bool = False) -> Any:
+        return self._transport.call(method, request, again=True, long=long)
+
+    # --- rows ---
+
+    def open_group(self, config: GroupConfig) -> int:
+        request = admin_pb2.CreateGroupRequest(config_json=config.to_bytes().decode())
+        step: int = self._ask("CreateGroup", request).global_step
+        return step
+
+    def lookup(self, group: int, keys: I64, out: F32, *, train: bool) -> None:
+        waiting: deque[tuple[Any, Any, slice]] = deque()
+        for part in self._parts(keys.size, out.shape[1]):
+            if len(waiting) == self._in_flight:
+                self._receive(*waiting.popleft(), out)
+            request = embedding_pb2.LookupRequest(
+                group=group, keys=keys_to_bytes(keys[part]), train=train, precision=self._precision
+            )
+            waiting.append((self._transport.start("Lookup", request), request, part))
+        while waiting:
+            self._receive(*waiting.popleft(), out)
+
+    def _receive(self, sent: Any, request: Any, part: slice, out: F32) -> None:
+        answer = self._transport.finish(sent, "Lookup", request, again=True)
+        n, dim = out[part].shape
+        out[part] = floats_from_bytes(answer.weights, n, dim, self._precision, "the weights from the server")
+
+    def _parts(self, n: int, dim: int) -> Iterator[slice]:
+        step = max(1, min(self._keys_max, self._bytes_max // max(8, 4 * dim)))
+        return (slice(start, min(n, start + step)) for start in range(0, max(n, 1), step))
+
+    def apply_gradients(self, items: Sequence[Gradients], request: Request | None) -> bool:
+        size = sum(8 * item.keys.size + float_bytes(self._precision) * item.grads.size for item in items)
+        keys = sum(item.keys.size for item in items)
+        if size > self._bytes_max or keys > self._keys_max:
+            raise BatchTooLarge(
+                f"the push has {keys} keys and {size} bytes, the server takes {self._keys_max} keys and "
+                f"{self._bytes_max} bytes at once (keys_max, message_bytes_max): send smaller batches, or raise them "
+                "there"
+            )
+        if request is None:
+            with self._lock:
+                request = Request(self._transport.client_id, next(self._numbers))
+        message = embedding_pb2.ApplyGradientsRequest(client_id=request.client, request_number=request.number)
+        for item in items:
+            message.groups.add(
+                group=item.group,
+                keys=keys_to_bytes(item.keys),
+                gradients=floats_to_bytes(item.grads, self._precision),
+                precision=self._precision,
+                global_step=item.step or 0,
+            )
+        applied: bool = self._ask("ApplyGradients", message).applied
+        return applied
+
+    def last_request(self, client: str) -> int:
+        number: int = self._ask("LastRequest", admin_pb2.LastRequestRequest(client_id=client)).request_number
+        return number
+
+    # --- care ---
+
+    def stats(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._ask("Stats", admin_pb2.StatsRequest()).stats_json)
+        found["groups"] = {int(number): group for number, group in found["groups"].items()}
+        return found
+
+    def shrink(
+        self,
+        *,
+        group: int | None,
+        max_age_s: float | None,
+        min_count: int | None,
+        min_norm: float | None,
+        dry_run: bool,
+        progress: Callable[[int, int], None] | None,
+    ) -> ShrinkReport:
+        if group is not None and (isinstance(group, bool) or not isinstance(group, int) or not 0 <= group < GROUPS):
+            raise UnknownGroup(f"group {group!r} does not exist: groups are whole numbers from 0 to {GROUPS - 1}")
+        check_shrink(max_age_s, min_count, min_norm)
+        request = admin_pb2.ShrinkRequest(
+            group=group, max_age_s=max_age_s, min_count=min_count, min_norm=min_norm, dry_run=dry_run
+        )
+        for said in self._transport.stream("Shrink", request):
+            if said.HasField("report_json"):
+                report = json.loads(said.report_json)
+                removed = {int(number): reasons for number, reasons in report["removed"].items()}
+                return ShrinkReport(report["dry_run"], report["rows_seen"], removed)
+            if progress is not None:
+                progress(said.rows_seen, said.rows_total)
+        raise ServerError(f"{self._transport.target} ended Shrink without a report")
+
+    def dump(self, path: Path, condition: Mapping[str, Any]) -> int:
+        request = admin_pb2.DumpRequest(name=_name(path), condition_json=json.dumps(dict(condition)))
+        rows: int = self._transport.call("Dump", request, again=False, long=True).rows
+        return rows
+
+    def checkpoint(self, path: Path) -> None:
+        self._transport.call("Checkpoint", admin_pb2.CheckpointRequest(name=_name(path)), again=False, long=True)
+
+    def check(self) -> CheckReport:
+        report = json.loads(self._ask("Check", admin_pb2.CheckRequest(), long=True).report_json)
+        rows = {int(number): count for number, count in report["rows"].items()}
+        return CheckReport(report["problems"], rows, report["journal_entries"])
+
+    def flush(self) -> None:
+        self._ask("Flush", admin_pb2.FlushRequest(), long=True)
+
+    def compact(self) -> None:
+        self._ask("Compact", admin_pb2.CompactRequest(), long=True)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def _name(path: Path) -> str:
+    if path.name != str(path):
+        raise InvalidConfig(f"{path} is a path: on a server a copy has a name, and the server its directory")
+    return path.name

@@ -1,0 +1,140 @@
+"""Calls over gRPC: deadlines, trying again, and errors as Rockbed's own. The only client file that knows grpc."""
+
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from rockbed.client.connection import Connection
+from rockbed.errors import (
+    DeadlineExceeded,
+    InvalidConfig,
+    LimitExceeded,
+    RockbedError,
+    ServerError,
+    ServerUnavailable,
+    StorageClosed,
+    all_errors,
+)
+from rockbed.v1 import admin_pb2_grpc, embedding_pb2_grpc
+from rockbed.wire import CLIENT_KEY, CODE_KEY
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),  # the server says what it sends
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+# a server that ends cancels what it has not finished
+_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
+
+class Transport:
+    """A channel to one server. Thread-safe. Methods of the services by name: "Lookup", "Stats", ..."""
+
+    def __init__(self, target: str, connection: Connection) -> None:
+        """target: "grpc://host:port", or "grpc+unix:///path/of/a/socket". Raises InvalidConfig."""
+        self.target = target
+        self.client_id = connection.own_id()
+        self._connection = connection
+        self._process = os.getpid()
+        self._channel = grpc.insecure_channel(_address(target), _OPTIONS)
+        self._stubs = (embedding_pb2_grpc.EmbeddingStub(self._channel), admin_pb2_grpc.AdminStub(self._channel))
+        self._metadata = ((CLIENT_KEY, self.client_id),)
+        self._closing = threading.Event()
+
+    def call(self, method: str, request: Any, *, again: bool, long: bool = False) -> Any:
+        """The answer to a request. again: try again while the server is away; long: without a deadline."""
+        return self.finish(self.start(method, request, long=long), method, request, again=again, long=long)
+
+    def start(self, method: str, request: Any, *, long: bool = False) -> Any:
+        """Send a request; `finish` waits for its answer."""
+        self._check_open()
+        timeout = None if long else self._connection.deadline_s
+        return self._method(method).future(request, timeout=timeout, metadata=self._metadata)
+
+    def finish(self, sent: Any, method: str, request: Any, *, again: bool, long: bool = False) -> Any:
+        """The answer to what `start` sent; the request is sent again if `again` and the server was away."""
+        until = time.monotonic() + (self._connection.retry_s if again else 0)
+        wait = _FIRST_WAIT_S
+        while True:
+            try:
+                return sent.result()
+            except grpc.RpcError as failed:
+                pause = wait * random.uniform(0.5, 1.5)
+                if self._closing.is_set() or failed.code() not in _AGAIN or time.monotonic() + pause > until:
+                    raise self._error(failed, method) from None
+            except grpc.FutureCancelledError:
+                raise self._closed() from None
+            self._closing.wait(pause)
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+            sent = self.start(method, request, long=long)
+
+    def stream(self, method: str, request: Any) -> Iterator[Any]:
+        """The answers to a request that has several."""
+        self._check_open()
+        try:
+            yield from self._method(method)(request, metadata=self._metadata)
+        except grpc.RpcError as failed:
+            raise self._error(failed, method) from None
+
+    def close(self) -> None:
+        """End every call under way. May be called twice."""
+        self._closing.set()
+        self._channel.close()
+
+    def _method(self, name: str) -> Any:
+        embedding, admin = self._stubs
+        return getattr(embedding, name, None) or getattr(admin, name)
+
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise self._closed()
+        if os.getpid() != self._process:
+            raise StorageClosed(
+                f"the connection to {self.target} belongs to process {self._process}, this is {os.getpid()}: it cannot "
+                "be used across fork(). Connect in the process that uses it"
+            )
+
+    def _closed(self) -> StorageClosed:
+        return StorageClosed(f"the connection to {self.target} is closed: open another PyStorage")
+
+    def _error(self, failed: Any, method: str) -> RockbedError:
+        if self._closing.is_set():
+            return self._closed()
+        cls = all_errors().get(_trailer(failed, CODE_KEY) or "")
+        if cls is not None:
+            return cls(failed.details())
+        status, said = failed.code(), failed.details() or "no details"
+        if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+            return ServerUnavailable(f"{self.target} cannot be reached ({said}): is the server running there?")
+        if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceeded(
+                f"{self.target} did not answer {method} within {self._connection.deadline_s} s: send smaller batches, "
+                "or raise deadline_s of the connection"
+            )
+        if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return LimitExceeded(f"{self.target} refused {method}: {said}")
+        return ServerError(f"{self.target} answered {method} with {status.name}: {said}")
+
+
+def _address(target: str) -> str:
+    if target.startswith("grpc+unix://"):
+        return "unix:" + target.removeprefix("grpc+unix://")
+    host, colon, port = target.removeprefix("grpc://").rpartition(":")
+    if not host or not colon or not port.isdigit() or not 0 < int(port) < 65_536 or "/" in host:
+        raise InvalidConfig(f"{target!r} names no server: give grpc://HOST:PORT, as in grpc://127.0.0.1:7400")
+    return f"{host}:{port}"
+
+
+def _trailer(failed: Any, key: str) -> str | None:
+    return next((value for name, value in failed.trailing_metadata() or () if name == key), None)

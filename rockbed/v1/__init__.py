@@ -1,0 +1,1 @@
+"""The protocol, generated from proto/rockbed/v1 by `make proto`."""

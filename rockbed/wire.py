@@ -1,0 +1,69 @@
+"""Arrays as bytes, the same on both ends of the wire: proto/rockbed/v1/embedding.proto has the layout.
+
+No numba and no gRPC here: precision is named as in the protocol, 0 float32, 1 float16, 2 bfloat16.
+"""
+
+import numpy as np
+
+from rockbed.errors import DimMismatch, InvalidConfig, WrongShape
+from rockbed.types import F32, I64
+
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
+PRECISIONS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
+CODE_KEY = "rockbed-code"
+CLIENT_KEY = "rockbed-client"
+
+
+def float_bytes(precision: int) -> int:
+    """Bytes of a float on the wire."""
+    return 4 if precision == FLOAT32 else 2
+
+
+def keys_to_bytes(keys: I64) -> bytes:
+    """int64[n] as 8 bytes each."""
+    return keys.astype("<i8", copy=False).tobytes()
+
+
+def keys_from_bytes(data: bytes) -> I64:
+    """The reverse: int64[n], writable. Raises WrongShape."""
+    if len(data) % 8:
+        raise WrongShape(f"keys are {len(data)} bytes: send int64[n] as 8 bytes each, little-endian")
+    return np.frombuffer(data, "<i8").astype(np.int64)
+
+
+def floats_to_bytes(values: F32, precision: int) -> bytes:
+    """float32[...], C-contiguous, in the precision of the wire, rounded to the nearest, ties to even.
+
+    float16 holds up to 65504 (beyond: infinity) with a relative error of 2^-11; bfloat16 float32's range with 2^-8.
+    """
+    if precision == FLOAT32:
+        return values.astype("<f4", copy=False).tobytes()
+    if precision == FLOAT16:
+        with np.errstate(over="ignore"):
+            return values.astype("<f2").tobytes()
+    _known(precision)
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    half = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    # adding could carry a NaN over into infinity or zero: it stays one, quiet
+    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    return np.where(nan, (bits >> np.uint32(16)) | np.uint32(0x40), half).astype("<u2").tobytes()
+
+
+def floats_from_bytes(data: bytes, n: int, dim: int, precision: int, what: str) -> F32:
+    """The reverse: float32[n, dim], writable. Raises DimMismatch where the bytes are not as many, InvalidConfig."""
+    _known(precision)
+    if len(data) != n * dim * float_bytes(precision):
+        raise DimMismatch(
+            f"{what} are {len(data)} bytes for {n} keys of dim {dim}: send [{n}, {dim}] floats of "
+            f"{float_bytes(precision)} bytes, {n * dim * float_bytes(precision)} bytes in all"
+        )
+    if precision == FLOAT32:
+        return np.frombuffer(data, "<f4").astype(np.float32).reshape(n, dim)
+    if precision == FLOAT16:
+        return np.frombuffer(data, "<f2").astype(np.float32).reshape(n, dim)
+    return (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(n, dim)
+
+
+def _known(precision: int) -> None:
+    if precision not in PRECISIONS.values():
+        raise InvalidConfig(f"precision {precision} is unknown: 0 is float32, 1 float16, 2 bfloat16")

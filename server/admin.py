@@ -1,0 +1,195 @@
+"""The Admin service: care of a store over the wire."""
+
+import json
+import logging
+import queue
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from rockbed._version import __version__
+from rockbed.config import GroupConfig
+from rockbed.errors import InvalidConfig
+from rockbed.reports import ShrinkReport
+from rockbed.server import checking, checkpointing, dumping, shrinking, statistics
+from rockbed.server.engine import Engine
+from rockbed.server.group import Group
+from rockbed.server.service import Limits
+from rockbed.server.service_errors import answered
+from rockbed.v1 import admin_pb2 as pb
+from rockbed.v1 import admin_pb2_grpc
+
+PROTOCOL = 1
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_audit = logging.getLogger("rockbed.audit")
+
+
+class _Abandoned(Exception):
+    """The client that asked has gone."""
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
+    """Groups, sizes, shrinking, copies. Every call that changes something leaves a line in the log "rockbed.audit"."""
+
+    def __init__(
+        self, engine: Engine, limits: Limits, *, checkpoints: Path | None = None, exports: Path | None = None
+    ) -> None:
+        """checkpoints, exports: directories that Checkpoint and Dump write into; None = refuse them."""
+        self._engine = engine
+        self._limits = limits
+        self._checkpoints = checkpoints
+        self._exports = exports
+
+    def ServerInfo(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            return pb.ServerInfoResponse(
+                version=__version__,
+                protocol=PROTOCOL,
+                store=self._engine.directory.name,
+                message_bytes_max=self._limits.message_bytes_max,
+                keys_max=self._limits.keys_max,
+                read_only=self._engine.config.read_only,
+            )
+
+    # --- groups ---
+
+    def CreateGroup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            config = _config_of(request.config_json)
+            self._say(context, "create group %d", config.group)
+            return _group_message(self._engine.open_group(config))
+
+    def AlterGroup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            config = _config_of(request.config_json)
+            self._say(context, "alter group %d", config.group)
+            return _group_message(self._engine.alter_group(config))
+
+    def ListGroups(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            self._engine.check_open()
+            return pb.ListGroupsResponse(groups=[_group_message(g) for _, g in sorted(self._engine.groups.items())])
+
+    # --- sizes ---
+
+    def Stats(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            return pb.StatsResponse(stats_json=json.dumps(statistics.collect(self._engine)))
+
+    def LastRequest(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            self._engine.check_open()
+            return pb.LastRequestResponse(request_number=self._engine.clients.last(request.client_id))
+
+    # --- care ---
+
+    def Shrink(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        with answered(context):
+            conditions = {
+                name: getattr(request, name) if request.HasField(name) else None
+                for name in ("group", "max_age_s", "min_count", "min_norm")
+            }
+            self._say(context, "shrink %s%s", conditions, " (dry run)" if request.dry_run else "")
+            said: queue.SimpleQueue[tuple[int, int] | ShrinkReport | BaseException] = queue.SimpleQueue()
+            gone = threading.Event()
+            context.add_callback(gone.set)
+
+            def progress(seen: int, total: int) -> None:
+                if gone.is_set():
+                    raise _Abandoned
+                said.put((seen, total))
+
+            def work() -> None:
+                try:
+                    said.put(shrinking.shrink(self._engine, **conditions, dry_run=request.dry_run, progress=progress))
+                except BaseException as error:  # it is raised where the answer is made
+                    said.put(error)
+
+            threading.Thread(target=work, name="rockbed-shrink", daemon=True).start()
+            while True:
+                item = said.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if isinstance(item, ShrinkReport):
+                    report = json.dumps(asdict(item))
+                    yield pb.ShrinkProgress(rows_seen=item.rows_seen, rows_total=item.rows_seen, report_json=report)
+                    return
+                yield pb.ShrinkProgress(rows_seen=item[0], rows_total=item[1])
+
+    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            return pb.CheckResponse(report_json=json.dumps(asdict(checking.check(self._engine))))
+
+    def Flush(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            self._say(context, "flush")
+            self._engine.flush()
+            return pb.FlushResponse()
+
+    def Compact(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            self._say(context, "compact")
+            self._engine.compact()
+            return pb.CompactResponse()
+
+    # --- copies ---
+
+    def Checkpoint(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            path = _within(self._checkpoints, request.name, "checkpoint")
+            self._say(context, "checkpoint %s", request.name)
+            checkpointing.checkpoint(self._engine, path)
+            return pb.CheckpointResponse()
+
+    def Dump(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            path = _within(self._exports, request.name, "dump")
+            condition = _object("condition_json", request.condition_json or "{}")
+            self._say(context, "dump %s", request.name)
+            return pb.DumpResponse(rows=dumping.dump(self._engine, path, condition))
+
+    def _say(self, context: grpc.ServicerContext, what: str, *values: object) -> None:
+        _audit.info("%s: " + what, context.peer(), *values)
+
+
+def _object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidConfig(f"{name} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidConfig(f"{name} is a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def _config_of(text: str) -> GroupConfig:
+    given = _object("config_json", text)
+    known = {field.name: field for field in fields(GroupConfig)}
+    unknown = sorted(set(given) - set(known))
+    lacking = sorted({"group", "dim", "optimizer", "initializer"} - set(given))
+    if unknown or lacking:
+        problems = [f"{name!r} is unknown" for name in unknown] + [f"{name!r} is missing" for name in lacking]
+        raise InvalidConfig(f"config_json: {'; '.join(problems)}. Known: {', '.join(known)}")
+    return GroupConfig.from_json(given)
+
+
+def _group_message(group: Group) -> Any:
+    config = json.dumps(group.config.to_json(), sort_keys=True)
+    return pb.Group(group=group.number, config_json=config, global_step=group.global_step)
+
+
+def _within(directory: Path | None, name: str, what: str) -> Path:
+    """The path for a name sent by a client. Raises InvalidConfig."""
+    if directory is None:
+        raise InvalidConfig(f"this server writes no {what}s: start it with a directory for them")
+    if not _NAME.fullmatch(name):
+        raise InvalidConfig(
+            f"{what} name {name[:140]!r}: 1 to 128 letters, digits, '.', '_' or '-', not beginning with a dot; the "
+            "server chooses the directory"
+        )
+    return directory / name

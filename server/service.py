@@ -1,0 +1,112 @@
+"""The Embedding service: bytes to arrays, a call of the engine, arrays to bytes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+
+from rockbed.errors import InvalidConfig, LimitExceeded
+from rockbed.requests import Gradients, Request
+from rockbed.server.engine import Engine
+from rockbed.server.service_errors import answered
+from rockbed.types import I64
+from rockbed.v1 import embedding_pb2 as pb
+from rockbed.v1 import embedding_pb2_grpc
+from rockbed.wire import floats_from_bytes, floats_to_bytes, keys_from_bytes
+
+CLIENT_BYTES_MAX = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a server takes."""
+
+    message_bytes_max: int = 64 << 20  # of a request, and of an answer
+    keys_max: int = 1 << 20  # of a request, all groups together
+
+
+class EmbeddingService(embedding_pb2_grpc.EmbeddingServicer):  # type: ignore[misc]
+    """Rows by key. Thread-safe, as the engine is."""
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self._engine = engine
+        self._limits = limits
+
+    def Lookup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            return self._lookup(request)
+
+    def LookupStream(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        with answered(context):
+            for request in requests:
+                yield self._lookup(request)
+
+    def ApplyGradients(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            return self._apply(request)
+
+    def ApplyGradientsStream(  # noqa: N802
+        self, requests: Iterator[Any], context: grpc.ServicerContext
+    ) -> Iterator[Any]:
+        with answered(context):
+            for request in requests:
+                yield self._apply(request)
+
+    def Prefetch(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            keys = self._keys(request.keys)
+            in_memory, absent = self._engine.prefetch(request.group, keys)
+            return pb.PrefetchResponse(in_memory=in_memory, absent=absent)
+
+    # --- what they do ---
+
+    def _lookup(self, request: Any) -> Any:
+        keys = self._keys(request.keys)
+        dim = self._engine.group(request.group).config.dim
+        size = 4 * dim * keys.size
+        if size > self._limits.message_bytes_max:
+            raise LimitExceeded(
+                f"the answer for {keys.size} keys of dim {dim} would be {size} bytes, the server's "
+                f"message_bytes_max is {self._limits.message_bytes_max}: send fewer keys a request"
+            )
+        out = np.empty((keys.size, dim), np.float32)
+        self._engine.lookup(request.group, keys, out, train=request.train)
+        return pb.LookupResponse(weights=floats_to_bytes(out, request.precision))
+
+    def _apply(self, request: Any) -> Any:
+        total = sum(len(share.keys) // 8 for share in request.groups)
+        self._must_fit(total)
+        items = [self._share(share) for share in request.groups]
+        return pb.ApplyGradientsResponse(applied=self._engine.apply_gradients(items, _request_of(request)))
+
+    def _share(self, share: Any) -> Gradients:
+        keys = keys_from_bytes(share.keys)
+        dim = self._engine.group(share.group).config.dim
+        grads = floats_from_bytes(
+            share.gradients, keys.size, dim, share.precision, f"the gradients of group {share.group}"
+        )
+        return Gradients(share.group, keys, grads, share.global_step or None)
+
+    def _keys(self, data: bytes) -> I64:
+        self._must_fit(len(data) // 8)
+        return keys_from_bytes(data)
+
+    def _must_fit(self, keys: int) -> None:
+        if keys > self._limits.keys_max:
+            raise LimitExceeded(
+                f"{keys} keys in a request, the server's keys_max is {self._limits.keys_max}: split the batch"
+            )
+
+
+def _request_of(message: Any) -> Request | None:
+    client, number = message.client_id, message.request_number
+    if not client and not number:
+        return None
+    if not client or len(client.encode()) > CLIENT_BYTES_MAX or not 1 <= number < 2**63:
+        raise InvalidConfig(
+            f"client_id {client[:40]!r} with request_number {number}: give an id of 1 to {CLIENT_BYTES_MAX} bytes and "
+            "a number from 1 to 2^63 - 1, or neither"
+        )
+    return Request(client, number)

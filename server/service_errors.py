@@ -1,0 +1,70 @@
+"""An error of the engine as a gRPC status: the nearest standard code, and its own in the trailing metadata."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from rockbed.errors import (
+    FormatTooNew,
+    GroupConflict,
+    ReadOnlyStorage,
+    RequestTooOld,
+    RockbedError,
+    ServerError,
+    ServerUnavailable,
+    StorageClosed,
+    StorageCorrupt,
+    StorageFailed,
+    StorageFull,
+    StoreExists,
+    StoreNotFound,
+    StorePermission,
+    UnknownGroup,
+)
+from rockbed.wire import CODE_KEY
+
+_log = logging.getLogger("rockbed.server")
+_MESSAGE_MAX = 2_000  # characters; gRPC sends it as a header, and headers may take 8 KB in all
+
+_STATUS: tuple[tuple[type[RockbedError], grpc.StatusCode], ...] = (
+    (UnknownGroup, grpc.StatusCode.NOT_FOUND),
+    (StoreNotFound, grpc.StatusCode.NOT_FOUND),
+    (StoreExists, grpc.StatusCode.ALREADY_EXISTS),
+    (GroupConflict, grpc.StatusCode.FAILED_PRECONDITION),
+    (ReadOnlyStorage, grpc.StatusCode.FAILED_PRECONDITION),
+    (RequestTooOld, grpc.StatusCode.OUT_OF_RANGE),
+    (StorageFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (StorageCorrupt, grpc.StatusCode.DATA_LOSS),
+    (FormatTooNew, grpc.StatusCode.FAILED_PRECONDITION),
+    (StorageFailed, grpc.StatusCode.INTERNAL),
+    (StorePermission, grpc.StatusCode.INTERNAL),
+    (ServerUnavailable, grpc.StatusCode.UNAVAILABLE),
+    (ServerError, grpc.StatusCode.INTERNAL),
+)
+
+
+def status_of(error: RockbedError) -> grpc.StatusCode:
+    """The standard code nearest to an error; INVALID_ARGUMENT for what the caller sent."""
+    return next((status for cls, status in _STATUS if isinstance(error, cls)), grpc.StatusCode.INVALID_ARGUMENT)
+
+
+@contextmanager
+def answered(context: grpc.ServicerContext) -> Iterator[None]:
+    """End the call with the status of whatever the block raises."""
+    try:
+        yield
+    except StorageClosed:
+        _abort(context, ServerUnavailable("the server is shutting down: try again, it may come back"))
+    except RockbedError as error:
+        _abort(context, error)
+    except Exception as error:
+        if context.is_active():
+            _log.exception("a call failed")
+        _abort(context, ServerError(f"the server failed ({type(error).__name__}); its log has the details"))
+
+
+def _abort(context: grpc.ServicerContext, error: RockbedError) -> None:
+    context.set_trailing_metadata(((CODE_KEY, error.code),))
+    context.abort(status_of(error), str(error)[:_MESSAGE_MAX])

@@ -1,0 +1,49 @@
+"""Requests are parsed here and not by gRPC, which calls what it cannot parse an internal error, and on a stream never
+lets go of the call: its state stays in memory, and `stop` waits for it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from rockbed.errors import InvalidConfig
+from rockbed.server.service_errors import answered
+
+
+class Parsing(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Gives the handlers behind it bytes to parse; what is no message ends the call with INVALID_ARGUMENT."""
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        handler = continuation(details)
+        if handler is None:
+            return None
+        parse, name = handler.request_deserializer, details.method.rpartition("/")[2]
+
+        def parsed(data: bytes) -> Any:
+            try:
+                return parse(data)
+            except Exception:  # protobuf's own class for it differs from version to version
+                raise InvalidConfig(f"{len(data)} bytes that are no request of {name}: see proto/rockbed/v1") from None
+
+        if handler.request_streaming and handler.response_streaming:
+
+            def stream(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+                # what cannot be parsed is raised where the handler asks for its next request, and answered there
+                yield from handler.stream_stream((parsed(data) for data in requests), context)
+
+            return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+        if handler.response_streaming:
+
+            def several(data: bytes, context: grpc.ServicerContext) -> Iterator[Any]:
+                with answered(context):
+                    request = parsed(data)
+                yield from handler.unary_stream(request, context)
+
+            return grpc.unary_stream_rpc_method_handler(several, None, handler.response_serializer)
+
+        def one(data: bytes, context: grpc.ServicerContext) -> Any:
+            with answered(context):
+                request = parsed(data)
+            return handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(one, None, handler.response_serializer)

@@ -1,7 +1,5 @@
 """How a client talks to a server."""
 
-import os
-import uuid
 from dataclasses import dataclass
 
 from rockbed.config import number_problems, whole_problems
@@ -19,7 +17,7 @@ class Connection:
     retry_s: for how long a call is tried again while the server cannot be reached, 0 = not at all. in_flight: requests
     that one large lookup has on the way at a time. precision: "float32", or "float16" or "bfloat16" for weights and
     gradients on the wire (rockbed.wire states the error; rows are float32 on the server whatever is chosen).
-    client_id: 1 to 255 bytes that name the client in the server's logs and number its pushes; one of its own if None.
+    client_id: 1 to 255 characters of ASCII that name the client in the server's log; several may have the same.
     """
 
     deadline_s: float = 60.0
@@ -40,10 +38,6 @@ class Connection:
             problems.append(f"client_id is {self.client_id!r}, not 1 to 255 printable ASCII characters")
         if problems:
             raise InvalidConfig("connection: " + "; ".join(problems))
-
-    def own_id(self) -> str:
-        """The client id, or one that no other client has."""
-        return self.client_id or f"auto-{os.getpid()}-{uuid.uuid4().hex}"
 
 
 def _is_client_id(value: object) -> bool:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ class Remote:
         self._transport = Transport(target, connection)
         self._precision = PRECISIONS[connection.precision]
         self._in_flight = connection.in_flight
+        # Never shared with another connection, whatever its name: the server would take one's pushes for the other's.
+        self._pushes_as = f"auto-{uuid.uuid4().hex}"
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         try:
@@ -39,8 +42,6 @@ class Remote:
                     f"{target} speaks protocol {info.protocol} (Rockbed {info.version}), this client {_PROTOCOL}: use "
                     "the same version on both ends"
                 )
-            if connection.client_id is not None:  # it may have been here before
-                self._numbers = itertools.count(self.last_request(connection.client_id) + 1)
         except BaseException:
             self._transport.close()
             raise
@@ -93,7 +94,7 @@ class Remote:
             )
         if request is None:
             with self._lock:
-                request = Request(self._transport.client_id, next(self._numbers))
+                request = Request(self._pushes_as, next(self._numbers))
         message = embedding_pb2.ApplyGradientsRequest(client_id=request.client, request_number=request.number)
         for item in items:
             message.groups.add(

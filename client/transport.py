@@ -44,12 +44,11 @@ class Transport:
     def __init__(self, target: str, connection: Connection) -> None:
         """target: "grpc://host:port", or "grpc+unix:///path/of/a/socket". Raises InvalidConfig."""
         self.target = target
-        self.client_id = connection.own_id()
         self._connection = connection
         self._process = os.getpid()
         self._channel = grpc.insecure_channel(_address(target), _OPTIONS)
         self._stubs = (embedding_pb2_grpc.EmbeddingStub(self._channel), admin_pb2_grpc.AdminStub(self._channel))
-        self._metadata = ((CLIENT_KEY, self.client_id),)
+        self._metadata = () if connection.client_id is None else ((CLIENT_KEY, connection.client_id),)
         self._closing = threading.Event()
 
     def call(self, method: str, request: Any, *, again: bool, long: bool = False) -> Any:

@@ -23,6 +23,7 @@ from rockbed.server.service import Limits
 from rockbed.server.service_errors import answered
 from rockbed.v1 import admin_pb2 as pb
 from rockbed.v1 import admin_pb2_grpc
+from rockbed.wire import CLIENT_KEY
 
 PROTOCOL = 1
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -154,7 +155,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             return pb.DumpResponse(rows=dumping.dump(self._engine, path, condition))
 
     def _say(self, context: grpc.ServicerContext, what: str, *values: object) -> None:
-        _audit.info("%s: " + what, context.peer(), *values)
+        client = dict(context.invocation_metadata()).get(CLIENT_KEY, "-")
+        _audit.info("%s %s: " + what, context.peer(), client, *values)
 
 
 def _object(name: str, text: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rockbed.server.service_parsing import Parsing
 from rockbed.v1 import admin_pb2_grpc, embedding_pb2_grpc
 
 DRAIN_S = 30.0
+_LAST_S = 5.0  # for calls that were ended to be gone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ class Daemon:
 
     def stop(self, drain_s: float = DRAIN_S) -> None:
         """Take no more calls, wait for those under way, end those that take longer than drain_s. May be repeated."""
-        self._server.stop(drain_s).wait()
+        self._server.stop(drain_s).wait(drain_s + _LAST_S)  # not for ever: what is written back after must not wait
 
     def wait(self) -> None:
         """Until somebody calls `stop`."""

@@ -122,11 +122,12 @@ def read_segment(first: int, path: Path, until: int | None) -> Iterator[tuple[in
 def cut_off(segments: Sequence[tuple[int, Path]], lsn: int) -> bool:
     """Whether a power cut explains that entry `lsn` is missing.
 
-    segments: the file that should hold it, and those after it. True if the machine was started anew since that file
-    was begun and no later entry says that `lsn` was on the disk itself.
+    segments: the file that should hold it, and those after it. True if the machine was started anew since they were
+    begun and no later entry says that `lsn` was on the disk itself.
     """
     data = [_bytes_of(path) for _, path in segments]
-    if bytes(data[0][FILE_BYTES - 16 : FILE_BYTES]) == boot_id():
+    # all of them: the first may be what is damaged
+    if any(bytes(part[FILE_BYTES - 16 : FILE_BYTES]) == boot_id() for part in data):
         return False
     return all(_newest_synced(part, lsn) < lsn for part in data)
 

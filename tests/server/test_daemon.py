@@ -480,14 +480,24 @@ def test_a_restart_is_waited_for_and_no_push_is_applied_twice(
     np.testing.assert_array_equal(rows[0].lookup(np.arange(50))[:, 0], -sums)
 
 
-def test_a_client_that_comes_back_goes_on_after_its_last_number(
+def test_clients_of_one_name_do_not_take_each_others_pushes_for_their_own(
+    server: Server, connect: Callable[..., PyStorage], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rockbed.audit")
+    target = server.start()
+    first, second = (embedding(connect(target, client_id="trainer-1"), optimizer=sgd(1.0)) for _ in range(2))
+    for rows in (first, second, first, second):
+        rows.apply_gradients(keys_of(1), ones(1))
+    assert first.lookup(keys_of(1))[0, 0] == -4
+    assert "trainer-1: create group 0" in caplog.text
+
+
+def test_a_trainer_finds_out_which_of_its_pushes_was_the_last(
     server: Server, connect: Callable[..., PyStorage]
 ) -> None:
     target = server.start()
-    for _ in range(3):
-        storage = connect(target, client_id="trainer-1")
-        embedding(storage, optimizer=sgd(1.0)).apply_gradients(keys_of(1), ones(1))
-        storage.close()
-    storage = connect(target)
-    assert storage.last_request("trainer-1") == 3
-    assert embedding(storage, optimizer=sgd(1.0)).lookup(keys_of(1))[0, 0] == -3
+    rows = embedding(connect(target), optimizer=sgd(1.0))
+    rows.apply_gradients(keys_of(1), ones(1), request=("trainer-1", 7))
+    rows.apply_gradients(keys_of(1), ones(1), request=("trainer-1", 7))
+    assert connect(target).last_request("trainer-1") == 7
+    assert rows.lookup(keys_of(1))[0, 0] == -1

@@ -170,3 +170,17 @@ def test_after_a_power_cut_what_was_synced_is_there_and_the_rest_is_cut_off(
             with pytest.raises(JournalCorrupt):
                 _lsns(path, first)
             assert not cut_off([(first, path)], first + synced - 1)
+
+
+def test_a_file_that_lost_its_header_is_no_power_cut_while_a_later_one_is_of_this_boot(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, fsync="never")
+    journal.open_for_append(0)
+    _append(journal, 0, 5)
+    journal.rotate()
+    _append(journal, 1, 5)
+    (first, path), *_ = segments = list(journal.segments)
+    journal.close()
+    path.write_bytes(path.read_bytes()[: FILE_BYTES - 3])
+    with pytest.raises(JournalCorrupt, match="shorter than its header"):
+        _lsns(path, first, until=2)
+    assert not cut_off(segments, 1)

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from rockbed.errors import WrongDtype, WrongShape
+from rockbed.config import GROUPS
+from rockbed.errors import UnknownGroup, WrongDtype, WrongShape
+from rockbed.requests import PutRows
 from rockbed.types import F32, I64, AnyArray
 
 
@@ -57,6 +59,42 @@ def checked_output(weights: Any, keys: I64, dim: int) -> F32:
         raise WrongShape("weights and keys share memory: filling one would destroy the other")
     out: F32 = weights.reshape(keys.size, dim)
     return out
+
+
+def checked_rows(keys: I64, weights: Any, slots: Any, update_num: Any, update_time_ms: Any) -> PutRows:
+    """Rows to be stored. Raises WrongDtype, WrongShape."""
+    floats = [_checked_matrix(name, value) for name, value in (("weights", weights), ("slots", slots))]
+    numbers = [_checked_numbers(n, v) for n, v in (("update_num", update_num), ("update_time_ms", update_time_ms))]
+    if floats[0] is None:
+        raise WrongDtype("weights must be a numpy array of float32[n, dim], not None")
+    return PutRows(keys, floats[0], floats[1], *numbers)
+
+
+def _checked_matrix(name: str, array: Any) -> F32 | None:
+    if array is None:
+        return None
+    if not isinstance(array, np.ndarray) or array.dtype != np.dtype(np.float32):
+        raise WrongDtype(f"{name} must be a numpy array of float32, not {_described(array)}: use .astype(np.float32)")
+    if array.ndim != 2:
+        raise WrongShape(f"{name} must have two axes, [n, width], not {_described(array)}")
+    return np.ascontiguousarray(array)
+
+
+def _checked_numbers(name: str, array: Any) -> I64 | None:
+    if array is None:
+        return None
+    if not isinstance(array, np.ndarray) or array.dtype != np.dtype(np.int64):
+        raise WrongDtype(f"{name} must be a numpy array of int64, not {_described(array)}: use .astype(np.int64)")
+    if array.ndim != 1:
+        raise WrongShape(f"{name} must have one axis, not {_described(array)}")
+    return np.ascontiguousarray(array)
+
+
+def checked_group(group: Any) -> int:
+    """A group's number as it can be sent. Raises UnknownGroup for what is none."""
+    if isinstance(group, bool) or not isinstance(group, int | np.integer) or not 0 <= group < GROUPS:
+        raise UnknownGroup(f"group {group!r} does not exist: groups are whole numbers from 0 to {GROUPS - 1}")
+    return int(group)
 
 
 def checked_vector(what: str, array: AnyArray, writable: bool = False) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rockbed.config import GroupConfig
-from rockbed.reports import CheckReport, ShrinkReport
-from rockbed.requests import Gradients, Request
+from rockbed.reports import CheckReport, RowReport, ShrinkReport
+from rockbed.requests import Gradients, PutRows, Request
 from rockbed.types import F32, I64
 
 
@@ -25,6 +25,21 @@ class Backend(Protocol):
 
     def apply_gradients(self, items: Sequence[Gradients], request: Request | None) -> bool:
         """Apply all of it or nothing, durably. Returns False for a request that had been applied before."""
+
+    def put_rows(self, group: int, rows: PutRows, *, mode: str) -> int:
+        """See PyStorage.put_rows."""
+
+    def get_rows(self, group: int, keys: I64) -> RowReport:
+        """See PyStorage.get_rows."""
+
+    def groups(self) -> dict[int, GroupConfig]:
+        """See PyStorage.groups."""
+
+    def drop_group(self, group: int) -> int:
+        """See PyStorage.drop_group."""
+
+    def prefetch(self, group: int, keys: I64) -> tuple[int, int]:
+        """Bring rows from disk into memory. Returns how many distinct keys have theirs there, and how many none."""
 
     def last_request(self, client: str) -> int:
         """See PyStorage.last_request."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from rockbed.config import GroupConfig
-from rockbed.reports import CheckReport, ShrinkReport
-from rockbed.requests import Gradients, Request
-from rockbed.server import checking, checkpointing, dumping, shrinking, statistics
+from rockbed.reports import CheckReport, RowReport, ShrinkReport
+from rockbed.requests import Gradients, PutRows, Request
+from rockbed.server import checking, checkpointing, dropping, dumping, inspecting, putting, shrinking, statistics
 from rockbed.server.engine import Engine
 from rockbed.types import F32, I64
 
@@ -30,6 +30,22 @@ class Embedded:
 
     def apply_gradients(self, items: Sequence[Gradients], request: Request | None) -> bool:
         return self.engine.apply_gradients(items, request)
+
+    def put_rows(self, group: int, rows: PutRows, *, mode: str) -> int:
+        return putting.put(self.engine, group, rows, mode=mode)
+
+    def get_rows(self, group: int, keys: I64) -> RowReport:
+        return inspecting.get_rows(self.engine, group, keys)
+
+    def groups(self) -> dict[int, GroupConfig]:
+        self.engine.check_open()
+        return {number: group.config for number, group in sorted(self.engine.groups.items())}
+
+    def drop_group(self, group: int) -> int:
+        return dropping.drop_group(self.engine, group)
+
+    def prefetch(self, group: int, keys: I64) -> tuple[int, int]:
+        return self.engine.prefetch(group, keys)
 
     def last_request(self, client: str) -> int:
         self.engine.check_open()

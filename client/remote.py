@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rockbed.client.arrays import checked_group
 from rockbed.client.connection import Connection
+from rockbed.client.row_messages import row_report
 from rockbed.client.transport import Transport
-from rockbed.config import GROUPS, GroupConfig
-from rockbed.errors import BatchTooLarge, InvalidConfig, ServerError, UnknownGroup
-from rockbed.reports import CheckReport, ShrinkReport
-from rockbed.requests import Gradients, Request, check_shrink
+from rockbed.config import GroupConfig
+from rockbed.errors import BatchTooLarge, InvalidConfig, ServerError
+from rockbed.reports import CheckReport, RowReport, ShrinkReport
+from rockbed.requests import Gradients, PutRows, Request, check_shrink
 from rockbed.types import F32, I64
 from rockbed.v1 import admin_pb2, embedding_pb2
-from rockbed.wire import PRECISIONS, float_bytes, floats_from_bytes, floats_to_bytes, keys_to_bytes
+from rockbed.wire import FLOAT32, PRECISIONS, float_bytes, floats_from_bytes, floats_to_bytes, keys_to_bytes
 
 _PROTOCOL = 1
 _ENVELOPE_BYTES = 4096  # of a message, beside its arrays
@@ -107,6 +109,43 @@ class Remote:
         applied: bool = self._ask("ApplyGradients", message).applied
         return applied
 
+    def put_rows(self, group: int, rows: PutRows, *, mode: str) -> int:
+        message = admin_pb2.PutRowsRequest(
+            group=group,
+            keys=keys_to_bytes(rows.keys),
+            weights=floats_to_bytes(rows.weights, FLOAT32),
+            slots=None if rows.slots is None else floats_to_bytes(rows.slots, FLOAT32),
+            update_num=None if rows.update_num is None else keys_to_bytes(rows.update_num),
+            update_time_ms=None if rows.update_time_ms is None else keys_to_bytes(rows.update_time_ms),
+            mode=mode,
+        )
+        if message.ByteSize() > self._bytes_max:
+            raise BatchTooLarge(
+                f"{rows.keys.size} rows are {message.ByteSize()} bytes, the server takes {self._bytes_max} at once "
+                "(message_bytes_max): send fewer"
+            )
+        # not again by itself: a push that came in between would be undone
+        stored: int = self._transport.call("PutRows", message, again=False).rows
+        return stored
+
+    def get_rows(self, group: int, keys: I64) -> RowReport:
+        request = admin_pb2.GetRowsRequest(group=group, keys=keys_to_bytes(keys))
+        return row_report(group, keys, self._ask("GetRows", request))
+
+    def groups(self) -> dict[int, GroupConfig]:
+        found = self._ask("ListGroups", admin_pb2.ListGroupsRequest()).groups
+        return {each.group: GroupConfig.from_json(json.loads(each.config_json)) for each in found}
+
+    def drop_group(self, group: int) -> int:
+        rows: int = self._transport.call(
+            "DropGroup", admin_pb2.DropGroupRequest(group=group), again=False, long=True
+        ).rows
+        return rows
+
+    def prefetch(self, group: int, keys: I64) -> tuple[int, int]:
+        answer = self._ask("Prefetch", embedding_pb2.PrefetchRequest(group=group, keys=keys_to_bytes(keys)))
+        return answer.in_memory, answer.absent
+
     def last_request(self, client: str) -> int:
         number: int = self._ask("LastRequest", admin_pb2.LastRequestRequest(client_id=client)).request_number
         return number
@@ -128,8 +167,8 @@ class Remote:
         dry_run: bool,
         progress: Callable[[int, int], None] | None,
     ) -> ShrinkReport:
-        if group is not None and (isinstance(group, bool) or not isinstance(group, int) or not 0 <= group < GROUPS):
-            raise UnknownGroup(f"group {group!r} does not exist: groups are whole numbers from 0 to {GROUPS - 1}")
+        if group is not None:
+            group = checked_group(group)
         check_shrink(max_age_s, min_count, min_norm)
         request = admin_pb2.ShrinkRequest(
             group=group, max_age_s=max_age_s, min_count=min_count, min_norm=min_norm, dry_run=dry_run

@@ -9,12 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rockbed.client.arrays import checked_group, checked_keys, checked_rows
 from rockbed.client.backend import Backend
 from rockbed.client.connection import Connection
 from rockbed.client.parameters import Parameters, as_mapping
-from rockbed.config import StoreConfig
+from rockbed.config import GroupConfig, StoreConfig
 from rockbed.errors import InvalidConfig, WrongDtype
-from rockbed.reports import CheckReport, ShrinkReport
+from rockbed.reports import CheckReport, RowReport, ShrinkReport
 from rockbed.requests import Request
 from rockbed.types import F32, I64, U64
 
@@ -126,6 +127,49 @@ class PyStorage:
     def last_request(self, client: str) -> int:
         """The newest request number applied for a client id, 0 where there is none: a trainer resumes after it."""
         return self.backend.last_request(_client(client))
+
+    # --- rows and groups ---
+
+    def groups(self) -> dict[int, GroupConfig]:
+        """The groups of the store and their settings, by number."""
+        return self.backend.groups()
+
+    def drop_group(self, group: int) -> int:
+        """Drop a group with all of its rows, for good, durably. Returns how many rows it had, as counted.
+
+        Who has it open gets UnknownGroup from then on. Raises UnknownGroup, ReadOnlyStorage, the disk's errors.
+        """
+        return self.backend.drop_group(checked_group(group))
+
+    def get_rows(self, group: int, keys: I64 | U64) -> RowReport:
+        """What is known of keys: their rows, or why there is none. Changes nothing.
+
+        keys: as PyEmbedding.lookup takes them. Raises UnknownGroup, WrongDtype, WrongShape, StorageClosed.
+        """
+        return self.backend.get_rows(checked_group(group), checked_keys(keys))
+
+    def put_rows(
+        self,
+        group: int,
+        keys: I64 | U64,
+        weights: F32,
+        *,
+        slots: F32 | None = None,
+        update_num: I64 | None = None,
+        update_time_ms: I64 | None = None,
+        mode: str = "replace",
+    ) -> int:
+        """Store rows as they are, past optimizer and admission: all or nothing, durable when it returns.
+
+        keys: distinct. weights: float32[n, dim]. slots: float32[n, state] in the order of the optimizer's slots, None =
+        those of a new row. update_num: int64[n] update counts, None = 0. update_time_ms: int64[n] since 1970, None =
+        now; a time to come counts as now, and a row that has expired by it is left out. mode: "replace" rows that
+        exist, or "keep" them. Returns how many were stored.
+        Raises UnknownGroup, WrongDtype, WrongShape, DimMismatch, InvalidConfig, RowNotFinite, BatchTooLarge,
+        ReadOnlyStorage, StorageFull and the disk's other errors. Then nothing was stored.
+        """
+        rows = checked_rows(checked_keys(keys), weights, slots, update_num, update_time_ms)
+        return self.backend.put_rows(checked_group(group), rows, mode=mode)
 
     # --- care ---
 

@@ -54,6 +54,12 @@ class GradientNotFinite(RockbedError, ValueError):
     code = "gradient_not_finite"
 
 
+class RowNotFinite(RockbedError, ValueError):
+    """A weight or a slot that was to be stored holds NaN or infinity. Nothing of the batch was stored."""
+
+    code = "row_not_finite"
+
+
 class BatchTooLarge(RockbedError, ValueError):
     """A push touches more distinct rows than the memory budget can hold at once. Nothing of it was applied."""
 

@@ -1,6 +1,11 @@
 """What long calls report, from the engine and over the wire."""
 
 from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+from rockbed.types import F32, I64, U8, Bool
 
 
 @dataclass(slots=True)
@@ -33,3 +38,90 @@ class CheckReport:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
+
+
+class RowStatus(IntEnum):
+    """What there is for a key."""
+
+    ABSENT = 0  # never seen, as far as is known
+    PRESENT = 1
+    EXPIRED = 2  # its row is there still, and nobody sees it
+    REMOVED = 3  # by shrink, or because it expired: RowReport.removed_by
+    NOT_ADMITTED = 4  # seen, but not often enough for a row
+    PADDING = 5  # the group's padding key, which has no row
+
+
+@dataclass(slots=True)
+class RowReport:
+    """What is known of keys, each array by position.
+
+    keys: int64[n]; status: uint8[n] of RowStatus; weights: float32[n, dim], slots: float32[n, state], zeros without a
+    row; slot_widths: name -> columns of slots, in their order; update_num: int64[n]; update_time_ms: int64[n] since
+    1970; expires_at_ms: int64[n], 0 = never; in_memory: bool[n], otherwise on disk only; dirty: bool[n], newer in
+    memory than on disk; seen: int64[n] sightings of a key without a row, -1 = not known, of `needed` (0 = chance
+    decides, or the group admits every key); removed_at_ms: int64[n], 0 = not known; removed_by: reasons, "" likewise;
+    now_ms: when this was.
+    """
+
+    group: int
+    keys: I64
+    status: U8
+    weights: F32
+    slots: F32
+    slot_widths: dict[str, int]
+    update_num: I64
+    update_time_ms: I64
+    expires_at_ms: I64
+    in_memory: Bool
+    dirty: Bool
+    seen: I64
+    needed: int
+    removed_at_ms: I64
+    removed_by: list[str]
+    now_ms: int = 0
+
+    @classmethod
+    def empty(cls, group: int, keys: I64, dim: int, slot_widths: dict[str, int]) -> "RowReport":
+        """Nothing known yet."""
+        n = keys.size
+        numbers = [np.zeros(n, np.int64) for _ in range(5)]
+        return cls(
+            group=group,
+            keys=keys,
+            status=np.zeros(n, np.uint8),
+            weights=np.zeros((n, dim), np.float32),
+            slots=np.zeros((n, sum(slot_widths.values())), np.float32),
+            slot_widths=slot_widths,
+            update_num=numbers[0],
+            update_time_ms=numbers[1],
+            expires_at_ms=numbers[2],
+            in_memory=np.zeros(n, np.bool_),
+            dirty=np.zeros(n, np.bool_),
+            seen=numbers[3],
+            needed=0,
+            removed_at_ms=numbers[4],
+            removed_by=[""] * n,
+        )
+
+    def explain(self, i: int) -> str:
+        """What is known of keys[i], as a sentence."""
+        status = RowStatus(self.status[i])
+        if status == RowStatus.PRESENT:
+            age_s = (self.now_ms - self.update_time_ms[i]) / 1000
+            left = (self.expires_at_ms[i] - self.now_ms) / 1000
+            life = f"expires in {left:,.0f} s" if self.expires_at_ms[i] else "never expires"
+            where = "in memory" if self.in_memory[i] else "on disk"
+            return f"present: {self.update_num[i]} updates, the last {age_s:,.0f} s ago, {life}, {where}"
+        if status == RowStatus.EXPIRED:
+            return f"expired at {_time(self.expires_at_ms[i])}, and its row is not removed yet"
+        if status == RowStatus.REMOVED:
+            by = "because it had expired" if self.removed_by[i] == "expired" else f"by shrink ({self.removed_by[i]})"
+            return f"removed at {_time(self.removed_at_ms[i])} {by}"
+        if status == RowStatus.NOT_ADMITTED:
+            seen = "an unknown number of" if self.seen[i] < 0 else str(self.seen[i])
+            return f"not admitted: {seen} sightings" + (f" of {self.needed}" if self.needed else ", chance decides")
+        return "the padding key" if status == RowStatus.PADDING else "never seen"
+
+
+def _time(ms: int) -> str:
+    return np.datetime_as_string(np.datetime64(int(ms), "ms"), unit="s") + "Z"

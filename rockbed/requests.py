@@ -29,6 +29,23 @@ class Gradients:
     step: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PutRows:
+    """Rows to be stored as they are. keys: int64[n], distinct; weights: float32[n, dim]; slots: float32[n, state] of
+    the group's optimizer, None = as in a new row; update_num: int64[n], None = 0; update_time_ms: int64[n] since 1970,
+    None = now."""
+
+    keys: I64
+    weights: F32
+    slots: F32 | None = None
+    update_num: I64 | None = None
+    update_time_ms: I64 | None = None
+
+
+PUT_MODES = ("replace", "keep")
+"""What becomes of a row that exists already: it is replaced, or kept."""
+
+
 def check_shrink(max_age_s: float | None, min_count: float | None, min_norm: float | None) -> None:
     """Raise InvalidConfig with every condition that cannot be."""
     given = (("max_age", max_age_s, SECONDS_MAX), ("min_count", min_count, 2**62), ("min_norm", min_norm, math.inf))

@@ -16,14 +16,15 @@ from rockbed._version import __version__
 from rockbed.config import GroupConfig
 from rockbed.errors import InvalidConfig
 from rockbed.reports import ShrinkReport
-from rockbed.server import checking, checkpointing, dumping, shrinking, statistics
+from rockbed.server import checking, checkpointing, dropping, dumping, inspecting, putting, shrinking, statistics
 from rockbed.server.engine import Engine
 from rockbed.server.group import Group
-from rockbed.server.service import Limits
+from rockbed.server.service import Limits, must_fit
 from rockbed.server.service_errors import answered
+from rockbed.server.service_rows import rows_message, sent_rows
 from rockbed.v1 import admin_pb2 as pb
 from rockbed.v1 import admin_pb2_grpc
-from rockbed.wire import CLIENT_KEY
+from rockbed.wire import CLIENT_KEY, keys_from_bytes
 
 PROTOCOL = 1
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -71,10 +72,33 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             self._say(context, "alter group %d", config.group)
             return _group_message(self._engine.alter_group(config))
 
+    def DropGroup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            if not request.HasField("group"):
+                raise InvalidConfig("DropGroup without a group: say which")
+            self._say(context, "drop group %d", request.group)
+            return pb.DropGroupResponse(rows=dropping.drop_group(self._engine, request.group))
+
     def ListGroups(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             self._engine.check_open()
             return pb.ListGroupsResponse(groups=[_group_message(g) for _, g in sorted(self._engine.groups.items())])
+
+    # --- rows ---
+
+    def GetRows(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            must_fit(len(request.keys) // 8, self._limits)
+            keys = keys_from_bytes(request.keys)
+            return rows_message(inspecting.get_rows(self._engine, request.group, keys))
+
+    def PutRows(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            must_fit(len(request.keys) // 8, self._limits)
+            rows = sent_rows(self._engine.group(request.group), request)
+            self._say(context, "put %d rows into group %d (%s)", rows.keys.size, request.group, request.mode)
+            stored = putting.put(self._engine, request.group, rows, mode=request.mode or "replace")
+            return pb.PutRowsResponse(rows=stored)
 
     # --- sizes ---
 

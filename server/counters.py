@@ -18,6 +18,7 @@ class Counters:
     removed: int = 0  # rows that shrink removed
     push_keys: int = 0
     updates: int = 0  # rows updated, once a push
+    puts: int = 0  # rows stored as they were sent
     skipped_absent: int = 0  # gradients dropped because their key had no row
     skipped_unadmitted: int = 0
     skipped_not_finite: int = 0

@@ -1,6 +1,7 @@
 """The store as a whole: groups, journal, write-back, recovery. No gRPC here: a daemon and the embedded client call it.
 
-Locks, in the order in which they are taken: `WriteBack.mutex`, groups' locks by ascending number, the journal's own.
+Locks, in the order in which they are taken: `WriteBack.mutex`, `groups_lock`, groups' locks by ascending number, the
+journal's own.
 """
 
 import atexit
@@ -16,7 +17,6 @@ from typing import Any
 
 from rockbed.config import GroupConfig, StoreConfig
 from rockbed.errors import (
-    BatchTooLarge,
     GroupConflict,
     ReadOnlyStorage,
     StorageClosed,
@@ -29,7 +29,8 @@ from rockbed.requests import Gradients, Request
 from rockbed.server import admission_files, opening, push, space
 from rockbed.server.clients import Clients
 from rockbed.server.fitting import differences, must_fit
-from rockbed.server.group import SPACE_TRIES, Group
+from rockbed.server.group import Group
+from rockbed.server.removals import Removals
 from rockbed.server.rules import rules_of
 from rockbed.storage.catalog import Catalog
 from rockbed.storage.entries import Kind, group_parts, push_parts
@@ -61,8 +62,10 @@ class Engine:
         self.budget = Budget(config.memory_budget)
         self._clock = clock
         self._latest_ms = 0
-        self._opened_here: set[int] = set()  # groups that someone of this process has opened
-        self._groups_lock = threading.Lock()
+        self.opened_here: set[int] = set()  # groups that someone of this process has opened
+        self.groups_lock = threading.Lock()  # of creating, changing and dropping; taken after WriteBack.mutex
+        self.dropped: set[int] = set()  # groups whose end the catalog does not have yet
+        self.removals = Removals()
         self._closed = False
         self._failed = ""  # why memory is not what the journal says, if it is not
         self._close_lock = threading.Lock()
@@ -129,20 +132,22 @@ class Engine:
         open with another one.
         """
         self.check_open()
-        with self._groups_lock:
+        if config.group in self.dropped:
+            self.flush()  # see `dropping`: rows of the new group must not reach rows/ before
+        with self.groups_lock:
             group = self.groups.get(config.group)
             if group is None:
                 return self._create_group(config)
             must_fit(group.config, config)
             if group.config != config:
-                if config.group in self._opened_here:
+                if config.group in self.opened_here:
                     raise GroupConflict(
                         f"group {config.group} is open in this storage with other settings (open / asked for: "
                         f"{differences(group.config, config)}): close the storage first to change them, or open the "
                         "group twice alike"
                     )
                 self._change_group(group, config)
-            self._opened_here.add(config.group)
+            self.opened_here.add(config.group)
             return group
 
     def alter_group(self, config: GroupConfig) -> Group:
@@ -151,7 +156,7 @@ class Engine:
         Raises UnknownGroup; DimMismatch and GroupConflict where others differ.
         """
         self.check_open()
-        with self._groups_lock:
+        with self.groups_lock:
             group = self.group(config.group)
             must_fit(group.config, config)
             if group.config != config:
@@ -179,7 +184,7 @@ class Engine:
         except BaseException:
             del self.groups[config.group]
             raise
-        self._opened_here.add(config.group)
+        self.opened_here.add(config.group)
         return group
 
     def group(self, number: int) -> Group:
@@ -224,29 +229,23 @@ class Engine:
         for item in sorted(items, key=lambda item: item.group):
             group = self.group(item.group)
             parts.append((group, item, push.validated(group, item)))
+        self.wait_for_journal_room()
+        return space.with_space(self, lambda: self._apply(parts, request), "the push")
+
+    def wait_for_journal_room(self) -> None:
+        """Hold a change back while the journal is at its limit. Raises StorageFull."""
         if self._background is not None:
             self._background.wait_for_journal_room()
-        for _ in range(SPACE_TRIES):
-            ahead = [push.read_ahead(group, item.keys) for group, item, _ in parts]
-            try:
-                return self._apply(parts, ahead, request)
-            except NeedSpace as need:
-                self.make_space(need)
-                last = need
-        size = last.table.row_bytes
-        raise BatchTooLarge(
-            f"the push needs {last.rows} more rows of {size} bytes in memory at once than "
-            f"memory_budget={self.config.memory_budget} has room for: send smaller batches, or open the store with a "
-            "larger memory_budget"
-        )
 
-    def _apply(self, parts: list[_Part], ahead: list[Any], request: Request | None) -> bool:
+    def _apply(self, parts: list[_Part], request: Request | None) -> bool:
+        ahead = [push.read_ahead(group, item.keys) for group, item, _ in parts]
         now_ms = self.now_ms()
         prepared: list[push.Prepared] = []
         done = False
         with Uninterrupted(), ExitStack() as locks:
             for group, _, _ in parts:
                 locks.enter_context(group.lock)
+                group.must_exist()
             if request is not None and self.clients.applied(request):
                 return False
             try:
@@ -291,6 +290,7 @@ class Engine:
             self.journal.sync()  # the requests that the catalog says were applied must be as durable as the catalog
             catalog.write(self.directory)
             self.flushed_lsn = target
+            self.dropped.clear()
             self.journal.trim(target)
             return target
 

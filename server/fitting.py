@@ -5,6 +5,7 @@ from dataclasses import fields
 from rockbed.config import GroupConfig
 from rockbed.errors import DimMismatch, GroupConflict
 from rockbed.server.rules import rules_of
+from rockbed.types import F32
 
 
 def must_fit(stored: GroupConfig, asked: GroupConfig) -> None:
@@ -27,6 +28,15 @@ def must_fit(stored: GroupConfig, asked: GroupConfig) -> None:
         raise error(
             f"group {stored.group} {'; '.join(problems)}. These are fixed when a group is created: open it with what "
             "is stored, or use another group"
+        )
+
+
+def must_take(stored: GroupConfig, keys: int, out: F32) -> None:
+    """Raise DimMismatch where `out` is not float32[keys, dim]."""
+    if out.shape != (keys, stored.dim):
+        raise DimMismatch(
+            f"group {stored.group} stores rows of dim {stored.dim}, the array to be filled has shape {list(out.shape)} "
+            f"for {keys} keys: the group was dropped and made anew since it was opened here; open it again"
         )
 
 

@@ -5,41 +5,25 @@ Methods whose name begins with `_` and those that say so expect `lock` to be hel
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from rockbed.config import GroupConfig
-from rockbed.errors import BatchTooLarge, FormatTooNew, StorageCorrupt
+from rockbed.errors import BatchTooLarge, FormatTooNew, StorageCorrupt, UnknownGroup
 from rockbed.interrupts import GuardedLock
 from rockbed.server.admission import Admission, make_admission
 from rockbed.server.counters import Counters
+from rockbed.server.fitting import must_take
+from rockbed.server.host import Host
 from rockbed.server.rules import rules_of
 from rockbed.storage import hot_kernels as k
-from rockbed.storage.hot import Budget, HotTable, NeedSpace
+from rockbed.storage.hot import HotTable, NeedSpace
 from rockbed.storage.record import FLAG_FRESH, RECORD_VERSION, disk_order, encode_keys, headers_of, record_bytes
-from rockbed.storage.rows import RowFiles
 from rockbed.types import F32, I64, U8, Bool
 
 _PIECE_ROWS = 16_384  # absent keys that a lookup deals with at a time
 SPACE_TRIES = 8  # a call gives up when making room that often was not enough
-
-
-class Host(Protocol):
-    """What a group needs of the store it lives in."""
-
-    files: RowFiles
-    budget: Budget
-    store_ttl_s: float
-
-    def now_ms(self) -> int:
-        """Milliseconds since 1970; never goes backwards."""
-
-    def last_lsn(self) -> int:
-        """The LSN of the newest journal entry."""
-
-    def make_space(self, need: NeedSpace) -> None:
-        """Write back, or take memory from another group. Called without any group's lock."""
 
 
 @dataclass(slots=True)
@@ -69,6 +53,7 @@ class Group:
         self.global_step = 0
         self.lives_longer = False  # than when it was opened: RocksDB would drop its rows by the old TTL
         self._on_disk = on_disk
+        self.dropped = False  # for ever: a group of the same number is another
 
     def _make_admission(self, config: GroupConfig) -> Admission | None:
         if config.admission is None:
@@ -93,6 +78,11 @@ class Group:
             self.admission_changed = True
         self.config = config
         self.lives_longer |= expired and not 0 < self.ttl_ms <= before_ms
+
+    def must_exist(self) -> None:
+        """Raise UnknownGroup for a group that was dropped since the caller found it. With the lock held."""
+        if self.dropped:
+            raise UnknownGroup(f"group {self.number} was dropped: open a PyEmbedding on it to begin it anew")
 
     # --- time ---
 
@@ -232,8 +222,10 @@ class Group:
 
         train: absent keys get a row (if admitted), occurrences count, the TTL is renewed if the group says so.
         """
+        must_take(self.config, keys.size, out)
         now_ms = self._host.now_ms()
         with self.lock:
+            self.must_exist()
             rows, missing = self.table.find(keys)
             missing += self._hide_padding(keys, rows)
             missing += self._expire(keys, rows, now_ms, restart=train)
@@ -324,6 +316,7 @@ class Group:
         for attempt in range(SPACE_TRIES + 1):
             try:
                 with self.lock:
+                    self.must_exist()
                     fetched = self.refetched(fetched, left)
                     if create is None:
                         create = self._admit(fetched, counts, now_ms) if train else np.zeros(keys.size, np.bool_)

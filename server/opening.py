@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rockbed.config import GroupConfig, StoreConfig
-from rockbed.errors import BatchTooLarge, JournalCorrupt, StorageCorrupt, StoreNotFound, StorePathInvalid
-from rockbed.server import admission_files, push, removal
-from rockbed.server.group import SPACE_TRIES, Group
+from rockbed.errors import JournalCorrupt, StorageCorrupt, StoreNotFound, StorePathInvalid
+from rockbed.server import admission_files, dropping, push, putting, removal
+from rockbed.server.group import Group
+from rockbed.server.space import with_space
 from rockbed.storage.catalog import Catalog
 from rockbed.storage.checkpoint import PARTS, is_store
-from rockbed.storage.entries import Kind, read_delete, read_group, read_push
+from rockbed.storage.entries import Kind, read_delete, read_drop, read_group, read_push, read_put
 from rockbed.storage.files import DirectoryLock, os_errors
-from rockbed.storage.hot import NeedSpace
 from rockbed.storage.rows import RowFiles
 from rockbed.storage.segment import Entry, cut_off, read_segment, segment_files, set_aside, truncate
 
@@ -186,12 +185,18 @@ def apply_entry(engine: "Engine", entry: Entry) -> None:
         request, sections = read_push(entry.payload)
         for section in sections:
             replay = partial(push.replay, engine.group(section.group), section, entry.time_ms, entry.lsn)
-            _with_space(engine, replay)
+            with_space(engine, replay, f"replaying the journal of {engine.directory}")
         if request is not None:
             engine.clients.record(request)
     elif entry.kind == Kind.DELETE:
         number, keys, _ = read_delete(entry.payload)
         removal.replay(engine, engine.group(number), np.array(keys), entry.lsn)
+    elif entry.kind == Kind.PUT:
+        stored = read_put(entry.payload)
+        replay = partial(putting.replay, engine.group(stored.group), stored, entry.lsn)
+        with_space(engine, replay, f"replaying the journal of {engine.directory}")
+    elif entry.kind == Kind.DROP:
+        dropping.erase(engine, engine.group(read_drop(entry.payload)))
     elif entry.kind == Kind.GROUP:
         config = GroupConfig.from_json(json.loads(read_group(entry.payload)))
         if config.group in engine.groups:
@@ -203,16 +208,3 @@ def apply_entry(engine: "Engine", entry: Entry) -> None:
             f"journal entry {entry.lsn} is of kind {entry.kind}, which this Rockbed does not know: open it with a "
             "newer one"
         )
-
-
-def _with_space(engine: "Engine", call: Callable[[], None]) -> None:
-    for _ in range(SPACE_TRIES):
-        try:
-            return call()
-        except NeedSpace as need:
-            engine.make_space(need)
-    raise BatchTooLarge(
-        f"the journal of {engine.directory} cannot be replayed within memory_budget={engine.config.memory_budget}: "
-        "open it with a larger one"
-        + (" (read_only keeps all replayed rows in memory)" if engine.config.read_only else "")
-    )

@@ -265,7 +265,7 @@ def replay(group: Group, section: Section, now_ms: int, lsn: int) -> None:
         pinned = rows
         try:
             if missing:
-                rows = _place_for_replay(group, keys, rows, lsn)
+                rows = place_for_replay(group, keys, rows, lsn)
                 pinned = rows
             unseen = table.header[rows, 3] < lsn
             begin = unseen & (section.fresh != 0)
@@ -281,7 +281,8 @@ def replay(group: Group, section: Section, now_ms: int, lsn: int) -> None:
             group.global_step = section.step
 
 
-def _place_for_replay(group: Group, keys: I64, rows: I64, lsn: int) -> I64:
+def place_for_replay(group: Group, keys: I64, rows: I64, lsn: int) -> I64:
+    """`rows` with each -1 loaded from disk, or created as older than entry `lsn`; pinned. With the lock held."""
     positions = np.flatnonzero(rows < 0)
     distinct, inverse = np.unique(keys[positions], return_inverse=True)
     # expiry was decided when the entry was written (its `fresh` flags): whatever is on disk is taken as it is

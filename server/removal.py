@@ -37,6 +37,7 @@ def remove(engine: "Engine", group: Group, keys: I64, reason: str) -> None:
             engine.journal.sync()
             drop(engine, group, keys)
         group.counters.removed += keys.size
+        engine.removals.add(group.number, keys, reason, engine.now_ms())
 
 
 def replay(engine: "Engine", group: Group, keys: I64, lsn: int) -> None:

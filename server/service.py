@@ -77,7 +77,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServicer):  # type: ignore[mi
 
     def _apply(self, request: Any) -> Any:
         total = sum(len(share.keys) // 8 for share in request.groups)
-        self._must_fit(total)
+        must_fit(total, self._limits)
         items = [self._share(share) for share in request.groups]
         return pb.ApplyGradientsResponse(applied=self._engine.apply_gradients(items, _request_of(request)))
 
@@ -90,14 +90,14 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServicer):  # type: ignore[mi
         return Gradients(share.group, keys, grads, share.global_step or None)
 
     def _keys(self, data: bytes) -> I64:
-        self._must_fit(len(data) // 8)
+        must_fit(len(data) // 8, self._limits)
         return keys_from_bytes(data)
 
-    def _must_fit(self, keys: int) -> None:
-        if keys > self._limits.keys_max:
-            raise LimitExceeded(
-                f"{keys} keys in a request, the server's keys_max is {self._limits.keys_max}: split the batch"
-            )
+
+def must_fit(keys: int, limits: Limits) -> None:
+    """Raise LimitExceeded where a request has more keys than the server takes."""
+    if keys > limits.keys_max:
+        raise LimitExceeded(f"{keys} keys in a request, the server's keys_max is {limits.keys_max}: split the batch")
 
 
 def _request_of(message: Any) -> Request | None:

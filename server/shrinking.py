@@ -84,6 +84,7 @@ def _remove(engine: "Engine", group: Group, keys: I64, conditions: _Conditions) 
     if not keys.size:
         return np.empty(0, np.int64)
     with engine.write_back.mutex, group.lock:
+        group.must_exist()
         rows = current(group, keys)
         reason = conditions.reasons(group, rows, engine.now_ms())
         for index, name in enumerate(REASONS):

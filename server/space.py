@@ -1,18 +1,42 @@
 """Room in memory for rows that are wanted now."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
-from rockbed.server.group import Group
+from rockbed.errors import BatchTooLarge
+from rockbed.server.group import SPACE_TRIES, Group
 from rockbed.storage.hot import NeedSpace
 
 if TYPE_CHECKING:
     from rockbed.server.engine import Engine
 
+_Result = TypeVar("_Result")
+
+
+def with_space(engine: "Engine", call: Callable[[], _Result], doing: str) -> _Result:
+    """What `call` returns, which is tried again with more room when it raises NeedSpace. No lock may be held.
+
+    doing: begins the message, "the push". Raises BatchTooLarge.
+    """
+    for _ in range(SPACE_TRIES):
+        try:
+            return call()
+        except NeedSpace as need:
+            make_space(engine, need)
+            last = need
+    raise BatchTooLarge(
+        f"{doing} needs {last.rows} more rows of {last.table.row_bytes} bytes in memory at once than "
+        f"memory_budget={engine.config.memory_budget} has room for: send smaller batches, or open the store with a "
+        "larger memory_budget" + (" (read_only keeps all replayed rows in memory)" if engine.config.read_only else "")
+    )
+
 
 def make_space(engine: "Engine", need: NeedSpace) -> None:
     """Write dirty rows back so that they can be evicted, or take memory from another group."""
     with engine.write_back.mutex:
-        group = next(g for g in list(engine.groups.values()) if g.table is need.table)
+        group = next((g for g in list(engine.groups.values()) if g.table is need.table), None)
+        if group is None:
+            return  # dropped meanwhile, as the caller will find
         dirty = not engine.config.read_only and engine.write_back.write(group) > 0
         if not dirty:
             _take_memory(engine, group, need.rows)

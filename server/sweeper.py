@@ -43,7 +43,9 @@ class Sweeper:
                 break
             if self._group not in groups:
                 self._next(groups)
-            removed += self._sweep(self._engine.groups[self._group], groups)
+            group = self._engine.groups.get(self._group)
+            if group is not None:
+                removed += self._sweep(group, groups)
         return removed
 
     def _next(self, groups: list[int]) -> None:
@@ -96,6 +98,8 @@ def drop_expired(engine: "Engine", group: Group, keys: I64) -> int:
 
 def _drop_expired(engine: "Engine", group: Group, keys: I64) -> int:
     with engine.write_back.mutex, group.lock:
+        if group.dropped:
+            return 0
         rows, _ = group.table.find(keys, 0)
         fetched = group.fetch(keys[rows < 0])
         held, read = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)[fetched.found]
@@ -108,5 +112,6 @@ def _drop_expired(engine: "Engine", group: Group, keys: I64) -> int:
         settled[read] = (heads["flags"] & FLAG_FRESH != 0) | (heads["lsn"] <= engine.flushed_lsn)
         old = keys[settled & (times <= group.oldest_ms(engine.now_ms()))]
         drop(engine, group, old)
+        engine.removals.add(group.number, old, "expired", engine.now_ms())
         group.counters.expired += old.size
         return int(old.size)

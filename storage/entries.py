@@ -3,6 +3,9 @@
 PUSH      request, u32 sections, u32 0, then a section for each group
 DELETE    request, u32 group, u32 reason length, u64 n, keys i64[n], reason utf-8
 GROUP     request, the group's config as JSON: created, or changed from here on
+PUT       request, u32 group, u32 width, u64 n, keys i64[n], update counts i64[n], update times i64[n] (ms), rows f32[n,
+          width], weights then slots: stored as they are
+DROP      request, u32 group, u32 0: the group and all of its rows are gone
 request   u64 number, u32 length of the client id, u32 0, client id utf-8; length 0 = none
 section   u32 group, u32 dim, u32 sequential, u32 0, u64 n, i64 step (-1 = each row's own), keys i64[n],
           fresh u8[n] (1: the row starts from its initial value), gradients f32[n, dim]
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rockbed.requests import Request
-from rockbed.types import F32, I64, U8, AnyArray
+from rockbed.types import F32, I64, U8, AnyArray, Bool
 
 
 class Kind(IntEnum):
@@ -26,6 +29,8 @@ class Kind(IntEnum):
     PUSH = 1
     DELETE = 2
     GROUP = 3
+    PUT = 4
+    DROP = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +45,28 @@ class Section:
     step: int = -1
 
 
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Rows stored as they are. keys: int64[n], distinct; update_num, update_time (ms): int64[n]; data: float32[n,
+    width], weights then slots."""
+
+    group: int
+    keys: I64
+    update_num: I64
+    update_time: I64
+    data: F32
+
+    def part(self, wanted: Bool) -> "Put":
+        """The rows at which `wanted` is true. bool[n]."""
+        values = self.keys[wanted], self.update_num[wanted], self.update_time[wanted], self.data[wanted]
+        return Put(self.group, *values)
+
+
 _REQUEST = struct.Struct("<QII")
 _SECTION = struct.Struct("<IIIIQq")
 _DELETE = struct.Struct("<IIQ")
+_PUT = struct.Struct("<IIQ")
+_DROP = struct.Struct("<II")
 _COUNT = struct.Struct("<II")
 
 
@@ -84,6 +108,18 @@ def delete_parts(group: int, keys: I64, reason: str) -> list[Any]:
 def group_parts(config_json: bytes) -> list[Any]:
     """The payload of a GROUP."""
     return [*_request_parts(None), _padded(config_json)]
+
+
+def put_parts(put: Put) -> list[Any]:
+    """The payload of a PUT."""
+    n, width = put.data.shape
+    head = [*_request_parts(None), _PUT.pack(put.group, width, n)]
+    return [*head, put.keys, put.update_num, put.update_time, _words(put.data)]
+
+
+def drop_parts(group: int) -> list[Any]:
+    """The payload of a DROP."""
+    return [*_request_parts(None), _DROP.pack(group, 0)]
 
 
 class _Reader:
@@ -133,6 +169,23 @@ def read_delete(payload: memoryview) -> tuple[int, I64, str]:
     group, length, n = reader.unpack(_DELETE)
     keys = reader.array(np.int64, n)
     return group, keys, bytes(reader.take(length)).decode()
+
+
+def read_put(payload: memoryview) -> Put:
+    """The reverse of `put_parts`; the arrays are read-only views of the payload."""
+    reader = _Reader(payload)
+    reader.request()
+    group, width, n = reader.unpack(_PUT)
+    keys, update_num, update_time = (reader.array(np.int64, n) for _ in range(3))
+    return Put(group, keys, update_num, update_time, reader.array(np.float32, n * width).reshape(n, width))
+
+
+def read_drop(payload: memoryview) -> int:
+    """The group: the reverse of `drop_parts`."""
+    reader = _Reader(payload)
+    reader.request()
+    group: int = reader.unpack(_DROP)[0]
+    return group
 
 
 def read_group(payload: memoryview) -> bytes:

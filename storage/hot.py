@@ -184,6 +184,11 @@ class HotTable:
         self.budget.give_back(given, self.row_bytes)
         return given
 
+    def give_all_back(self) -> None:
+        """Return the budget's bytes; the table is not used any more."""
+        self.budget.give_back(self.high, self.row_bytes)
+        self.high = self.count = self._free_count = 0
+
     # --- dirty rows ---
 
     def dirty_rows(self) -> I64:

@@ -89,6 +89,7 @@ class RowFiles:
         self._runs = 0
         self._read_only = read_only
         self._hidden: set[bytes] = set()  # by a reader
+        self._hidden_groups: set[bytes] = set()  # likewise, as prefixes of their keys
         ttl_s = 0 if ttl_s > _TTL_MAX_S else ttl_s
         self._ttl_s = ttl_s
         # a read-only RocksDB is opened without the TTL layer, so it returns values with their stamp
@@ -129,8 +130,11 @@ class RowFiles:
             values = self._get(wanted)
         except Exception as error:
             raise rocksdb_error(error, f"reading {len(wanted)} rows from {self._path}") from error
-        if self._hidden:
-            values = [None if key in self._hidden else value for key, value in zip(wanted, values, strict=True)]
+        if self._hidden or self._hidden_groups:
+            values = [
+                None if key in self._hidden or key[:2] in self._hidden_groups else value
+                for key, value in zip(wanted, values, strict=True)
+            ]
         # the one pass over keys in Python on this path: rocksdict returns a list, 30 ns a key beside its 2-10 us
         found = np.array([i for i, value in enumerate(values) if value is not None], np.int64)
         return found, self._matrix([value for value in values if value is not None], record_bytes)
@@ -200,13 +204,27 @@ class RowFiles:
         except Exception as error:
             raise rocksdb_error(error, f"deleting {len(raw)} rows from {self._path}") from error
 
+    def delete_group(self, group: int) -> None:
+        """Delete every record of a group, durable after `flush`. A reader hides them."""
+        if self._read_only:
+            self._hidden_groups.add(key_prefix(group))
+            return
+        write = rocksdict.WriteOptions()
+        write.disable_wal = True  # type: ignore[method-assign, assignment]  # an attribute, whatever the stub says
+        end = prefix_end(key_prefix(group)) or b"\xff" * (KEY_BYTES + 1)
+        try:
+            self._db.delete_range(key_prefix(group), end, write)
+        except Exception as error:
+            raise rocksdb_error(error, f"deleting group {group} from {self._path}") from error
+
     def groups(self) -> Iterator[int]:
         """The numbers of the groups that have a record, found by leaps from one to the next."""
         cursor = self._db.iter()
         cursor.seek_to_first()
         while cursor.valid():
             group = int.from_bytes(cursor.key()[:2], "big")
-            yield group
+            if key_prefix(group) not in self._hidden_groups:
+                yield group
             end = prefix_end(key_prefix(group))
             if end is None:
                 return
@@ -227,6 +245,8 @@ class RowFiles:
 
         Values are records, a stamp perhaps behind them (`matrix` takes it off). after: begin behind this key.
         """
+        if key_prefix(group) in self._hidden_groups:
+            return
         options = rocksdict.ReadOptions()
         end = prefix_end(key_prefix(group))
         if end is not None:

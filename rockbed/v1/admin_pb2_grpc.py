@@ -49,6 +49,11 @@ class AdminStub(object):
                 request_serializer=rockbed_dot_v1_dot_admin__pb2.AlterGroupRequest.SerializeToString,
                 response_deserializer=rockbed_dot_v1_dot_admin__pb2.Group.FromString,
                 _registered_method=True)
+        self.DropGroup = channel.unary_unary(
+                '/rockbed.v1.Admin/DropGroup',
+                request_serializer=rockbed_dot_v1_dot_admin__pb2.DropGroupRequest.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_admin__pb2.DropGroupResponse.FromString,
+                _registered_method=True)
         self.ListGroups = channel.unary_unary(
                 '/rockbed.v1.Admin/ListGroups',
                 request_serializer=rockbed_dot_v1_dot_admin__pb2.ListGroupsRequest.SerializeToString,
@@ -63,6 +68,16 @@ class AdminStub(object):
                 '/rockbed.v1.Admin/LastRequest',
                 request_serializer=rockbed_dot_v1_dot_admin__pb2.LastRequestRequest.SerializeToString,
                 response_deserializer=rockbed_dot_v1_dot_admin__pb2.LastRequestResponse.FromString,
+                _registered_method=True)
+        self.GetRows = channel.unary_unary(
+                '/rockbed.v1.Admin/GetRows',
+                request_serializer=rockbed_dot_v1_dot_admin__pb2.GetRowsRequest.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_admin__pb2.GetRowsResponse.FromString,
+                _registered_method=True)
+        self.PutRows = channel.unary_unary(
+                '/rockbed.v1.Admin/PutRows',
+                request_serializer=rockbed_dot_v1_dot_admin__pb2.PutRowsRequest.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_admin__pb2.PutRowsResponse.FromString,
                 _registered_method=True)
         self.Shrink = channel.unary_stream(
                 '/rockbed.v1.Admin/Shrink',
@@ -119,6 +134,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DropGroup(self, request, context):
+        """Drops the group with all of its rows, for good.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListGroups(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -133,6 +155,20 @@ class AdminServicer(object):
 
     def LastRequest(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRows(self, request, context):
+        """What is known of keys, without changing anything.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutRows(self, request, context):
+        """Stores rows as they are sent, past optimizer and admission. All or nothing, and durable when the answer is sent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -194,6 +230,11 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=rockbed_dot_v1_dot_admin__pb2.AlterGroupRequest.FromString,
                     response_serializer=rockbed_dot_v1_dot_admin__pb2.Group.SerializeToString,
             ),
+            'DropGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropGroup,
+                    request_deserializer=rockbed_dot_v1_dot_admin__pb2.DropGroupRequest.FromString,
+                    response_serializer=rockbed_dot_v1_dot_admin__pb2.DropGroupResponse.SerializeToString,
+            ),
             'ListGroups': grpc.unary_unary_rpc_method_handler(
                     servicer.ListGroups,
                     request_deserializer=rockbed_dot_v1_dot_admin__pb2.ListGroupsRequest.FromString,
@@ -208,6 +249,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.LastRequest,
                     request_deserializer=rockbed_dot_v1_dot_admin__pb2.LastRequestRequest.FromString,
                     response_serializer=rockbed_dot_v1_dot_admin__pb2.LastRequestResponse.SerializeToString,
+            ),
+            'GetRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRows,
+                    request_deserializer=rockbed_dot_v1_dot_admin__pb2.GetRowsRequest.FromString,
+                    response_serializer=rockbed_dot_v1_dot_admin__pb2.GetRowsResponse.SerializeToString,
+            ),
+            'PutRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutRows,
+                    request_deserializer=rockbed_dot_v1_dot_admin__pb2.PutRowsRequest.FromString,
+                    response_serializer=rockbed_dot_v1_dot_admin__pb2.PutRowsResponse.SerializeToString,
             ),
             'Shrink': grpc.unary_stream_rpc_method_handler(
                     servicer.Shrink,
@@ -332,6 +383,33 @@ class Admin(object):
             _registered_method=True)
 
     @staticmethod
+    def DropGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.Admin/DropGroup',
+            rockbed_dot_v1_dot_admin__pb2.DropGroupRequest.SerializeToString,
+            rockbed_dot_v1_dot_admin__pb2.DropGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListGroups(request,
             target,
             options=(),
@@ -402,6 +480,60 @@ class Admin(object):
             '/rockbed.v1.Admin/LastRequest',
             rockbed_dot_v1_dot_admin__pb2.LastRequestRequest.SerializeToString,
             rockbed_dot_v1_dot_admin__pb2.LastRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.Admin/GetRows',
+            rockbed_dot_v1_dot_admin__pb2.GetRowsRequest.SerializeToString,
+            rockbed_dot_v1_dot_admin__pb2.GetRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.Admin/PutRows',
+            rockbed_dot_v1_dot_admin__pb2.PutRowsRequest.SerializeToString,
+            rockbed_dot_v1_dot_admin__pb2.PutRowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -181,6 +181,11 @@ def test_copies_have_names_and_no_paths(server: Server, channel: grpc.Channel, n
     assert sorted(server.folder.iterdir()) == before
 
 
+def test_an_empty_request_drops_no_group(channel: grpc.Channel) -> None:
+    found = _refused(admin_pb2_grpc.AdminStub(channel).DropGroup, admin_pb2.DropGroupRequest())
+    assert found[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_config")
+
+
 def test_random_bytes_at_every_method_change_nothing(server: Server, channel: grpc.Channel) -> None:
     chance = random.Random(5)
     before = server.engine.journal.last_lsn, set(server.engine.groups), server.engine.groups[0].counters.rows

@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 )
 
 from rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage
+from rockbed.reports import RowStatus
 from rockbed.types import F32, F64, I64
 from tests.crash_image import crash_image
 
@@ -50,6 +51,7 @@ GROUPS = (
     Kind(4, 16, adagrad=True, skip=True),
 )
 KEY = st.one_of(st.integers(-120, 120), st.sampled_from([0, -1, 2**63 - 1, -(2**63)]))
+AGE = st.sampled_from([0.0, 4.0, TTL_S])
 KEYS = st.lists(KEY, min_size=1, max_size=40)
 
 
@@ -81,20 +83,19 @@ class StoreAgainstDict(RuleBasedStateMachine):
         storage = PyStorage(
             path, memory_budget=BUDGET, write_back_interval=1e6, sweep_rows_s=0, fsync="never", clock=lambda: self.now
         )
-        tables = {}
-        for kind in GROUPS:
-            optimizer = PyOptimizer(name="adagrad" if kind.adagrad else "sgd", gamma=RATE)
-            tables[kind.number] = PyEmbedding(
-                storage,
-                optimizer,
-                PyInitializer(name="constant", value=FIRST),
-                kind.dim,
-                kind.number,
-                ttl=kind.ttl,
-                duplicates="sequential" if kind.sequential else "sum",
-                absent="skip" if kind.skip else "init",
-            )
-        return storage, tables
+        return storage, {kind.number: self.table(storage, kind) for kind in GROUPS}
+
+    def table(self, storage: PyStorage, kind: Kind) -> PyEmbedding:
+        return PyEmbedding(
+            storage,
+            PyOptimizer(name="adagrad" if kind.adagrad else "sgd", gamma=RATE),
+            PyInitializer(name="constant", value=FIRST),
+            kind.dim,
+            kind.number,
+            ttl=kind.ttl,
+            duplicates="sequential" if kind.sequential else "sum",
+            absent="skip" if kind.skip else "init",
+        )
 
     # --- the model ---
 
@@ -151,6 +152,43 @@ class StoreAgainstDict(RuleBasedStateMachine):
                 row = self.model[kind.number, key] = Row(time=self.now)
             for grad in parts if kind.sequential else [sum(parts)]:
                 self.step(kind, row, grad)
+
+    @rule(kind=st.sampled_from(GROUPS), keys=st.sets(KEY, min_size=1, max_size=40), keep=st.booleans(), age=AGE)
+    def put(self, kind: Kind, keys: set[int], keep: bool, age: float) -> None:
+        ordered = list(keys)
+        weights, squares = np.arange(len(ordered)) / 8, np.arange(len(ordered)) + 1.0
+        times = np.full(len(ordered), int((self.now - age) * 1000))
+        stored = 0
+        for key, weight, square in zip(ordered, weights.tolist(), squares.tolist(), strict=True):
+            row = Row(weight, square if kind.adagrad else 0.0, 3, self.now - age)
+            if (keep and self.alive(kind, key) is not None) or (kind.ttl is not None and age >= kind.ttl):
+                continue
+            self.model[kind.number, key] = row
+            stored += 1
+        assert stored == self.storage.put_rows(
+            kind.number,
+            np.array(ordered, np.int64),
+            np.repeat(weights.astype(np.float32)[:, None], kind.dim, axis=1),
+            slots=np.repeat(squares.astype(np.float32)[:, None], kind.dim, axis=1) if kind.adagrad else None,
+            update_num=np.full(len(ordered), 3),
+            update_time_ms=times,
+            mode="keep" if keep else "replace",
+        )
+
+    @rule(kind=st.sampled_from(GROUPS))
+    def drop_a_group_and_make_it_anew(self, kind: Kind) -> None:
+        self.storage.drop_group(kind.number)
+        self.model = {(number, key): row for (number, key), row in self.model.items() if number != kind.number}
+        self.tables[kind.number] = self.table(self.storage, kind)
+
+    @rule(kind=st.sampled_from(GROUPS), keys=KEYS)
+    def ask_about_rows(self, kind: Kind, keys: list[int]) -> None:
+        report = self.storage.get_rows(kind.number, np.array(keys, np.int64))
+        for i, key in enumerate(keys):
+            row = self.alive(kind, key)
+            assert (report.status[i] == RowStatus.PRESENT) == (row is not None)
+            if row is not None:
+                assert (report.update_num[i], report.update_time_ms[i]) == (row.count, int(row.time * 1000))
 
     @rule(seconds=st.sampled_from([0.5, 3.0, TTL_S - 0.5, TTL_S, 25.0]))
     def time_passes(self, seconds: float) -> None:

@@ -10,13 +10,18 @@ from hypothesis import strategies as st
 from rockbed.requests import Request
 from rockbed.storage.entries import (
     Kind,
+    Put,
     Section,
     delete_parts,
+    drop_parts,
     group_parts,
     push_parts,
+    put_parts,
     read_delete,
+    read_drop,
     read_group,
     read_push,
+    read_put,
 )
 
 REQUEST = st.none() | st.builds(Request, st.text(min_size=1, max_size=20), st.integers(1, 2**63 - 1))
@@ -65,6 +70,26 @@ def test_group_settings(text: str) -> None:
     assert read_group(_payload(group_parts(config))) == config
 
 
+def _put() -> Put:
+    data = np.array([[1.5, -2.0, 0.25], [0.0, 8.0, -1.0]], np.float32)
+    return Put(0x0102, np.array([1, -2]), np.array([7, 0]), np.array([300, 1]), data)
+
+
+def test_stored_rows_and_their_golden_bytes() -> None:
+    payload = _payload(put_parts(_put()))
+    assert bytes(payload).hex() == NO_REQUEST + STORED
+    back = read_put(payload)
+    assert back.group == 0x0102
+    for name in ("keys", "update_num", "update_time", "data"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(_put(), name))
+
+
+def test_a_drop_and_its_golden_bytes() -> None:
+    payload = _payload(drop_parts(0x0102))
+    assert bytes(payload).hex() == NO_REQUEST + "02010000" "00000000"  # fmt: skip
+    assert read_drop(payload) == 0x0102
+
+
 # --- golden bytes, written by hand from the layout in storage/entries.py ---
 
 NO_REQUEST = "0000000000000000" "00000000" "00000000"  # fmt: skip
@@ -94,6 +119,13 @@ DELETED = (
     "0100000000000000" "ffffffffffffffff"  # keys
     "736872696e6b" "0000"  # reason
 )  # fmt: skip
+STORED = (
+    "02010000" "03000000" "0200000000000000"  # group, width, n
+    "0100000000000000" "feffffffffffffff"  # keys
+    "0700000000000000" "0000000000000000"  # update counts
+    "2c01000000000000" "0100000000000000"  # update times
+    "0000c03f" "000000c0" "0000803e" "00000000" "00000041" "000080bf"  # rows
+)  # fmt: skip
 CONFIG = "7b2264696d223a20347d" "000000000000"  # fmt: skip
 
 
@@ -108,7 +140,7 @@ def _global_step() -> Section:
 
 
 def test_golden_kinds() -> None:
-    assert {kind.name: kind.value for kind in Kind} == {"PUSH": 1, "DELETE": 2, "GROUP": 3}
+    assert {kind.name: kind.value for kind in Kind} == {"PUSH": 1, "DELETE": 2, "GROUP": 3, "PUT": 4, "DROP": 5}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """How a client talks to a server."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from rockbed.config import number_problems, whole_problems
 from rockbed.errors import InvalidConfig
@@ -18,6 +19,10 @@ class Connection:
     that one large lookup has on the way at a time. precision: "float32", or "float16" or "bfloat16" for weights and
     gradients on the wire (rockbed.wire states the error; rows are float32 on the server whatever is chosen).
     client_id: 1 to 255 characters of ASCII that name the client in the server's log; several may have the same.
+    token: what the server knows the client by.
+    For grpcs://: tls_ca is a PEM file with the authorities that may vouch for the server, None = those of the system;
+    tls_cert and tls_key are PEM files by which the client shows who it is, where the server asks for that; tls_name is
+    the name that the server's certificate must have, None = that of the target.
     """
 
     deadline_s: float = 60.0
@@ -25,6 +30,11 @@ class Connection:
     in_flight: int = 4
     precision: str = "float32"
     client_id: str | None = None
+    token: str | None = field(default=None, repr=False)
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_name: str | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -36,10 +46,21 @@ class Connection:
             problems.append(f"precision is {self.precision!r}, not one of {', '.join(map(repr, PRECISIONS))}")
         if self.client_id is not None and not _is_client_id(self.client_id):
             problems.append(f"client_id is {self.client_id!r}, not 1 to 255 printable ASCII characters")
+        if self.token is not None and not _is_header(self.token):
+            problems.append("token is not printable ASCII")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            problems.append("tls_cert and tls_key belong together: give both, or none")
+        for name in ("tls_ca", "tls_cert", "tls_key"):
+            path = getattr(self, name)
+            if path is not None and not Path(path).is_file():
+                problems.append(f"{name} is {str(path)!r}, which is no file")
         if problems:
             raise InvalidConfig("connection: " + "; ".join(problems))
 
 
+def _is_header(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and value.isascii() and value.isprintable()
+
+
 def _is_client_id(value: object) -> bool:
-    # it travels in a header
-    return isinstance(value, str) and 0 < len(value) <= 255 and value.isascii() and value.isprintable()
+    return _is_header(value) and len(str(value)) <= 255

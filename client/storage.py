@@ -48,8 +48,9 @@ class PyStorage:
     ) -> None:
         """Open the store in a directory, or make one there; or connect to a server that has one open.
 
-        target: a directory, new, empty or a store; or "grpc://HOST:PORT" or "grpc+unix:///path/of/a/socket". A server
-        has settings of its own: for one, only `connection` may be given, which has no meaning for a directory.
+        target: a directory, new, empty or a store; or "grpc://HOST:PORT", with TLS "grpcs://HOST:PORT", or
+        "grpc+unix:///path/of/a/socket". A server has settings of its own: for one, only `connection` may be given,
+        which has no meaning for a directory.
         ttl: seconds that a row lives after it was last written, 0 = for ever; groups may have their own.
         memory_budget: bytes of rows, headers and index that are kept in memory; colder rows stay on disk.
         fsync: when the journal is forced to the disk itself: "never" (the system does, within about half a minute),
@@ -83,7 +84,7 @@ class PyStorage:
         self._target = str(target)
         # each end loads what it needs: a client has no use for RocksDB, a store in this process none for gRPC
         self.backend: Backend
-        if self._target.startswith(("grpc://", "grpc+unix://")):
+        if self._target.startswith(("grpc://", "grpcs://", "grpc+unix://")):
             from rockbed.client.remote import Remote
 
             _must_be_default(self._target, config, clock)

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,14 +15,16 @@ from rockbed.errors import (
     DeadlineExceeded,
     InvalidConfig,
     LimitExceeded,
+    Overloaded,
     RockbedError,
     ServerError,
     ServerUnavailable,
     StorageClosed,
+    TlsFailed,
     all_errors,
 )
 from rockbed.v1 import admin_pb2_grpc, embedding_pb2_grpc
-from rockbed.wire import CLIENT_KEY, CODE_KEY
+from rockbed.wire import CLIENT_KEY, CODE_KEY, TOKEN_KEY, TOKEN_SCHEME
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _OPTIONS = (
@@ -37,18 +40,27 @@ _OPTIONS = (
 # a server that ends cancels what it has not finished
 _AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
+_ABOUT = {
+    "grpc": ", and without TLS (with it: grpcs://HOST:PORT)",
+    "grpcs": ", and does it want a certificate of the client's (tls_cert, tls_key)",
+}
+_TLS_WORDS = ("handshake failed", "certificate_verify", "verification check")
+_TOO_MANY = "Concurrent RPC limit exceeded!"  # what gRPC itself says
+
 
 class Transport:
     """A channel to one server. Thread-safe. Methods of the services by name: "Lookup", "Stats", ..."""
 
     def __init__(self, target: str, connection: Connection) -> None:
-        """target: "grpc://host:port", or "grpc+unix:///path/of/a/socket". Raises InvalidConfig."""
+        """target: "grpc://host:port", "grpcs://host:port", or "grpc+unix:///path/of/a/socket". Raises InvalidConfig."""
         self.target = target
         self._connection = connection
         self._process = os.getpid()
-        self._channel = grpc.insecure_channel(_address(target), _OPTIONS)
+        self._channel = _channel(target, connection)
         self._stubs = (embedding_pb2_grpc.EmbeddingStub(self._channel), admin_pb2_grpc.AdminStub(self._channel))
-        self._metadata = () if connection.client_id is None else ((CLIENT_KEY, connection.client_id),)
+        named = () if connection.client_id is None else ((CLIENT_KEY, connection.client_id),)
+        token = () if connection.token is None else ((TOKEN_KEY, TOKEN_SCHEME + connection.token),)
+        self._metadata = named + token
         self._closing = threading.Event()
 
     def call(self, method: str, request: Any, *, again: bool, long: bool = False) -> Any:
@@ -70,7 +82,7 @@ class Transport:
                 return sent.result()
             except grpc.RpcError as failed:
                 pause = wait * random.uniform(0.5, 1.5)
-                if self._closing.is_set() or failed.code() not in _AGAIN or time.monotonic() + pause > until:
+                if self._closing.is_set() or not _is_passing(failed) or time.monotonic() + pause > until:
                     raise self._error(failed, method) from None
             except grpc.FutureCancelledError:
                 raise self._closed() from None
@@ -114,22 +126,59 @@ class Transport:
         if cls is not None:
             return cls(failed.details())
         status, said = failed.code(), failed.details() or "no details"
+        if _is_about_tls(failed):
+            return TlsFailed(
+                f"no encrypted connection to {self.target} ({said}): look at the server's certificate (its name, its "
+                "last day, who signed it: tls_ca, tls_name), at the client's own (tls_cert), and whether the port "
+                "speaks TLS at all"
+            )
         if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-            return ServerUnavailable(f"{self.target} cannot be reached ({said}): is the server running there?")
+            hint = _ABOUT.get(self.target.partition("://")[0], "")
+            return ServerUnavailable(f"{self.target} cannot be reached ({said}): is the server running there{hint}?")
         if status is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(
                 f"{self.target} did not answer {method} within {self._connection.deadline_s} s: send smaller batches, "
                 "or raise deadline_s of the connection"
             )
+        if status is grpc.StatusCode.RESOURCE_EXHAUSTED and said == _TOO_MANY:
+            return Overloaded(f"{self.target} refused {method}: {said}")
         if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return LimitExceeded(f"{self.target} refused {method}: {said}")
         return ServerError(f"{self.target} answered {method} with {status.name}: {said}")
 
 
+def _is_passing(failed: Any) -> bool:
+    """Whether the call may go well another time."""
+    if failed.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return _trailer(failed, CODE_KEY) == Overloaded.code or failed.details() == _TOO_MANY
+    return failed.code() in _AGAIN and not _is_about_tls(failed)
+
+
+def _is_about_tls(failed: Any) -> bool:
+    # gRPC has no status for it
+    said = (failed.details() or "").lower()
+    return failed.code() is grpc.StatusCode.UNAVAILABLE and any(words in said for words in _TLS_WORDS)
+
+
+def _channel(target: str, connection: Connection) -> Any:
+    given = [n for n in ("tls_ca", "tls_cert", "tls_name") if getattr(connection, n) is not None]
+    if not target.startswith("grpcs://"):
+        if given:
+            raise InvalidConfig(f"{', '.join(given)}: {target} is not encrypted; one with TLS is grpcs://HOST:PORT")
+        return grpc.insecure_channel(_address(target), _OPTIONS)
+    files = (connection.tls_ca, connection.tls_key, connection.tls_cert)
+    try:
+        contents = [None if path is None else Path(path).read_bytes() for path in files]
+    except OSError as error:
+        raise InvalidConfig(f"{error.filename} cannot be read: {error.strerror}") from None
+    name = () if connection.tls_name is None else (("grpc.ssl_target_name_override", connection.tls_name),)
+    return grpc.secure_channel(_address(target), grpc.ssl_channel_credentials(*contents), _OPTIONS + name)
+
+
 def _address(target: str) -> str:
     if target.startswith("grpc+unix://"):
         return "unix:" + target.removeprefix("grpc+unix://")
-    host, colon, port = target.removeprefix("grpc://").rpartition(":")
+    host, colon, port = target.partition("://")[2].rpartition(":")
     if not host or not colon or not port.isdigit() or not 0 < int(port) < 65_536 or "/" in host:
         raise InvalidConfig(f"{target!r} names no server: give grpc://HOST:PORT, as in grpc://127.0.0.1:7400")
     return f"{host}:{port}"

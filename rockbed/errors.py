@@ -184,6 +184,31 @@ class LimitExceeded(RockbedError, ValueError):
     code = "limit_exceeded"
 
 
+class TlsFailed(RockbedError, ConnectionError):
+    """No encrypted connection came about: a certificate that is expired, of another name or of an authority that is
+    not trusted, or one end that does not speak TLS."""
+
+    code = "tls_failed"
+
+
+class Unauthenticated(RockbedError, PermissionError):
+    """The server wants a token, and none, or one that it does not know, was sent."""
+
+    code = "unauthenticated"
+
+
+class PermissionDenied(RockbedError, PermissionError):
+    """The token's role, or its list of groups, does not allow the call."""
+
+    code = "permission_denied"
+
+
+class Overloaded(RockbedError, RuntimeError):
+    """The server has as many requests waiting as it takes. Nothing was done; clients try again by themselves."""
+
+    code = "overloaded"
+
+
 class ServerError(RockbedError, RuntimeError):
     """The server failed in a way that nobody foresaw; its log has the details."""
 

@@ -12,6 +12,10 @@ FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 PRECISIONS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
 CODE_KEY = "rockbed-code"
 CLIENT_KEY = "rockbed-client"
+TOKEN_KEY = "authorization"
+TOKEN_SCHEME = "Bearer "
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""Milliseconds until a refused call should be tried again: gRPC's standard name (gRFC A6)."""
 
 
 def float_bytes(precision: int) -> int:

@@ -17,9 +17,12 @@ from rockbed.config import GroupConfig
 from rockbed.errors import InvalidConfig
 from rockbed.reports import ShrinkReport
 from rockbed.server import checking, checkpointing, dropping, dumping, inspecting, putting, shrinking, statistics
+from rockbed.server.access import Principal, Role
 from rockbed.server.engine import Engine
 from rockbed.server.group import Group
-from rockbed.server.service import Limits, must_fit
+from rockbed.server.limits import Limits
+from rockbed.server.service import must_fit
+from rockbed.server.service_access import Access
 from rockbed.server.service_errors import answered
 from rockbed.server.service_rows import rows_message, sent_rows
 from rockbed.v1 import admin_pb2 as pb
@@ -39,11 +42,18 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
     """Groups, sizes, shrinking, copies. Every call that changes something leaves a line in the log "rockbed.audit"."""
 
     def __init__(
-        self, engine: Engine, limits: Limits, *, checkpoints: Path | None = None, exports: Path | None = None
+        self,
+        engine: Engine,
+        limits: Limits,
+        access: Access,
+        *,
+        checkpoints: Path | None = None,
+        exports: Path | None = None,
     ) -> None:
         """checkpoints, exports: directories that Checkpoint and Dump write into; None = refuse them."""
         self._engine = engine
         self._limits = limits
+        self._access = access
         self._checkpoints = checkpoints
         self._exports = exports
 
@@ -63,12 +73,17 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
     def CreateGroup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             config = _config_of(request.config_json)
-            self._say(context, "create group %d", config.group)
+            caller = self._caller(context, config.group)
+            there = self._engine.groups.get(config.group)
+            if there is None or there.config != config:
+                caller.must_be(Role.TRAIN, f"create group {config.group}, or change it")
+                self._say(context, "create group %d", config.group)
             return _group_message(self._engine.open_group(config))
 
     def AlterGroup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             config = _config_of(request.config_json)
+            self._caller(context, config.group)
             self._say(context, "alter group %d", config.group)
             return _group_message(self._engine.alter_group(config))
 
@@ -76,24 +91,29 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
         with answered(context):
             if not request.HasField("group"):
                 raise InvalidConfig("DropGroup without a group: say which")
+            self._caller(context, request.group)
             self._say(context, "drop group %d", request.group)
             return pb.DropGroupResponse(rows=dropping.drop_group(self._engine, request.group))
 
     def ListGroups(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             self._engine.check_open()
-            return pb.ListGroupsResponse(groups=[_group_message(g) for _, g in sorted(self._engine.groups.items())])
+            mine = self._access.caller(context).groups
+            groups = [g for number, g in sorted(self._engine.groups.items()) if mine is None or number in mine]
+            return pb.ListGroupsResponse(groups=[_group_message(group) for group in groups])
 
     # --- rows ---
 
     def GetRows(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
+            self._caller(context, request.group)
             must_fit(len(request.keys) // 8, self._limits)
             keys = keys_from_bytes(request.keys)
             return rows_message(inspecting.get_rows(self._engine, request.group, keys))
 
     def PutRows(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
+            self._caller(context, request.group)
             must_fit(len(request.keys) // 8, self._limits)
             rows = sent_rows(self._engine.group(request.group), request)
             self._say(context, "put %d rows into group %d (%s)", rows.keys.size, request.group, request.mode)
@@ -104,7 +124,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
 
     def Stats(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
-            return pb.StatsResponse(stats_json=json.dumps(statistics.collect(self._engine)))
+            found = statistics.collect(self._engine)
+            mine = self._access.caller(context).groups
+            found["groups"] = {n: group for n, group in found["groups"].items() if mine is None or n in mine}
+            return pb.StatsResponse(stats_json=json.dumps(found))
 
     def LastRequest(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
@@ -119,6 +142,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
                 name: getattr(request, name) if request.HasField(name) else None
                 for name in ("group", "max_age_s", "min_count", "min_norm")
             }
+            self._caller(context, conditions["group"], "shrink")
             self._say(context, "shrink %s%s", conditions, " (dry run)" if request.dry_run else "")
             said: queue.SimpleQueue[tuple[int, int] | ShrinkReport | BaseException] = queue.SimpleQueue()
             gone = threading.Event()
@@ -148,16 +172,20 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
 
     def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
+            self._caller(context, None, "check")
+            self._say(context, "check")
             return pb.CheckResponse(report_json=json.dumps(asdict(checking.check(self._engine))))
 
     def Flush(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
+            self._caller(context, None, "flush")
             self._say(context, "flush")
             self._engine.flush()
             return pb.FlushResponse()
 
     def Compact(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
+            self._caller(context, None, "compact")
             self._say(context, "compact")
             self._engine.compact()
             return pb.CompactResponse()
@@ -166,6 +194,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
 
     def Checkpoint(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
+            self._caller(context, None, "write a checkpoint")
             path = _within(self._checkpoints, request.name, "checkpoint")
             self._say(context, "checkpoint %s", request.name)
             checkpointing.checkpoint(self._engine, path)
@@ -173,14 +202,25 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
 
     def Dump(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
-            path = _within(self._exports, request.name, "dump")
             condition = _object("condition_json", request.condition_json or "{}")
+            group = condition.get("group")
+            self._caller(context, group if isinstance(group, int) else None, "dump every group")
+            path = _within(self._exports, request.name, "dump")
             self._say(context, "dump %s", request.name)
             return pb.DumpResponse(rows=dumping.dump(self._engine, path, condition))
 
+    def _caller(self, context: grpc.ServicerContext, group: int | None, doing: str = "") -> Principal:
+        """Who calls. Raises PermissionDenied where the group, or without one the whole store, is not the caller's."""
+        caller = self._access.caller(context)
+        if group is None:
+            caller.must_reach_all(doing)
+        else:
+            caller.must_reach([group])
+        return caller
+
     def _say(self, context: grpc.ServicerContext, what: str, *values: object) -> None:
         client = dict(context.invocation_metadata()).get(CLIENT_KEY, "-")
-        _audit.info("%s %s: " + what, context.peer(), client, *values)
+        _audit.info("%s %s %s: " + what, context.peer(), self._access.caller(context).name, client, *values)
 
 
 def _object(name: str, text: str) -> dict[str, Any]:

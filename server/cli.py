@@ -5,16 +5,17 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rockbed._version import __version__
 from rockbed.config import StoreConfig
 from rockbed.errors import RockbedError
-from rockbed.server.daemon import Daemon, ServerConfig
+from rockbed.server.daemon import Daemon
+from rockbed.server.daemon_config import ServerConfig
 from rockbed.server.engine import Engine
-from rockbed.server.service import Limits
+from rockbed.server.limits import Limits
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
@@ -43,7 +44,7 @@ def serve(
     journal_bytes_max: Annotated[int, typer.Option(help="Limit of the journal in bytes.")] = 1 << 30,
     read_only: Annotated[bool, typer.Option(help="Serve lookups only.")] = False,
     workers: Annotated[int | None, typer.Option(help="Threads that serve; twice the cores and 2 if not given.")] = None,
-    concurrent_max: Annotated[int, typer.Option(help="Requests under way and waiting; more are refused.")] = 256,
+    queue_max: Annotated[int, typer.Option(help="Requests that may wait for a thread; more are refused.")] = 256,
     message_bytes_max: Annotated[int, typer.Option(help="Bytes of a request or an answer.")] = 64 << 20,
     keys_max: Annotated[int, typer.Option(help="Keys of a request.")] = 1 << 20,
     checkpoints: Annotated[Path | None, typer.Option(help="Directory for checkpoints asked for by clients.")] = None,
@@ -65,11 +66,11 @@ def serve(
             read_only=read_only,
         )
         limits = Limits(message_bytes_max=message_bytes_max, keys_max=keys_max)
-        chosen = {} if workers is None else {"workers": workers}
+        chosen: dict[str, Any] = {} if workers is None else {"workers": workers}
         server = ServerConfig(
             listen=listen,
             insecure=insecure,
-            concurrent_max=concurrent_max,
+            queue_max=queue_max,
             limits=limits,
             checkpoints=checkpoints,
             exports=exports,

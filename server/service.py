@@ -1,7 +1,6 @@
 """The Embedding service: bytes to arrays, a call of the engine, arrays to bytes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -9,7 +8,10 @@ import numpy as np
 
 from rockbed.errors import InvalidConfig, LimitExceeded
 from rockbed.requests import Gradients, Request
+from rockbed.server.access import Principal, Role
 from rockbed.server.engine import Engine
+from rockbed.server.limits import Limits
+from rockbed.server.service_access import Access
 from rockbed.server.service_errors import answered
 from rockbed.types import I64
 from rockbed.v1 import embedding_pb2 as pb
@@ -19,50 +21,47 @@ from rockbed.wire import floats_from_bytes, floats_to_bytes, keys_from_bytes
 CLIENT_BYTES_MAX = 255
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a server takes."""
-
-    message_bytes_max: int = 64 << 20  # of a request, and of an answer
-    keys_max: int = 1 << 20  # of a request, all groups together
-
-
 class EmbeddingService(embedding_pb2_grpc.EmbeddingServicer):  # type: ignore[misc]
     """Rows by key. Thread-safe, as the engine is."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, access: Access) -> None:
         self._engine = engine
         self._limits = limits
+        self._access = access
 
     def Lookup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
-            return self._lookup(request)
+            return self._lookup(request, self._access.caller(context))
 
     def LookupStream(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         with answered(context):
             for request in requests:
-                yield self._lookup(request)
+                yield self._lookup(request, self._access.caller(context))
 
     def ApplyGradients(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
-            return self._apply(request)
+            return self._apply(request, self._access.caller(context))
 
     def ApplyGradientsStream(  # noqa: N802
         self, requests: Iterator[Any], context: grpc.ServicerContext
     ) -> Iterator[Any]:
         with answered(context):
             for request in requests:
-                yield self._apply(request)
+                yield self._apply(request, self._access.caller(context))
 
     def Prefetch(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
+            self._access.caller(context).must_reach([request.group])
             keys = self._keys(request.keys)
             in_memory, absent = self._engine.prefetch(request.group, keys)
             return pb.PrefetchResponse(in_memory=in_memory, absent=absent)
 
     # --- what they do ---
 
-    def _lookup(self, request: Any) -> Any:
+    def _lookup(self, request: Any, caller: Principal) -> Any:
+        caller.must_reach([request.group])
+        if request.train:
+            caller.must_be(Role.TRAIN, "look up with train=True")
         keys = self._keys(request.keys)
         dim = self._engine.group(request.group).config.dim
         size = 4 * dim * keys.size
@@ -75,7 +74,8 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServicer):  # type: ignore[mi
         self._engine.lookup(request.group, keys, out, train=request.train)
         return pb.LookupResponse(weights=floats_to_bytes(out, request.precision))
 
-    def _apply(self, request: Any) -> Any:
+    def _apply(self, request: Any, caller: Principal) -> Any:
+        caller.must_reach(share.group for share in request.groups)
         total = sum(len(share.keys) // 8 for share in request.groups)
         must_fit(total, self._limits)
         items = [self._share(share) for share in request.groups]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import grpc
@@ -9,6 +10,8 @@ import grpc
 from rockbed.errors import (
     FormatTooNew,
     GroupConflict,
+    Overloaded,
+    PermissionDenied,
     ReadOnlyStorage,
     RequestTooOld,
     RockbedError,
@@ -21,11 +24,13 @@ from rockbed.errors import (
     StoreExists,
     StoreNotFound,
     StorePermission,
+    Unauthenticated,
     UnknownGroup,
 )
-from rockbed.wire import CODE_KEY
+from rockbed.wire import CODE_KEY, PUSHBACK_KEY
 
 _log = logging.getLogger("rockbed.server")
+_PUSHBACK_MS = 50  # how long an overloaded server asks to be left alone
 _MESSAGE_MAX = 2_000  # characters; gRPC sends it as a header, and headers may take 8 KB in all
 
 _STATUS: tuple[tuple[type[RockbedError], grpc.StatusCode], ...] = (
@@ -40,6 +45,9 @@ _STATUS: tuple[tuple[type[RockbedError], grpc.StatusCode], ...] = (
     (FormatTooNew, grpc.StatusCode.FAILED_PRECONDITION),
     (StorageFailed, grpc.StatusCode.INTERNAL),
     (StorePermission, grpc.StatusCode.INTERNAL),
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (PermissionDenied, grpc.StatusCode.PERMISSION_DENIED),
+    (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (ServerUnavailable, grpc.StatusCode.UNAVAILABLE),
     (ServerError, grpc.StatusCode.INTERNAL),
 )
@@ -65,6 +73,20 @@ def answered(context: grpc.ServicerContext) -> Iterator[None]:
         _abort(context, ServerError(f"the server failed ({type(error).__name__}); its log has the details"))
 
 
+def refusing(error: RockbedError, pool: ThreadPoolExecutor) -> grpc.RpcMethodHandler:
+    """A handler that answers whatever call with an error. pool: where it does; the others may all be busy."""
+
+    def refuse(_: object, context: grpc.ServicerContext) -> None:
+        _abort(context, error)
+
+    refuse.experimental_thread_pool = pool  # type: ignore[attr-defined]  # gRPC's own name for it
+    # whatever the method is: only a handler of streams is called before a request has come, which may be never
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
 def _abort(context: grpc.ServicerContext, error: RockbedError) -> None:
-    context.set_trailing_metadata(((CODE_KEY, error.code),))
+    trailers = [(CODE_KEY, error.code)]
+    if isinstance(error, Overloaded):
+        trailers.append((PUSHBACK_KEY, str(_PUSHBACK_MS)))
+    context.set_trailing_metadata(tuple(trailers))
     context.abort(status_of(error), str(error)[:_MESSAGE_MAX])

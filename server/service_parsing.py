@@ -2,6 +2,7 @@
 lets go of the call: its state stays in memory, and `stop` waits for it."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -11,7 +12,13 @@ from rockbed.server.service_errors import answered
 
 
 class Parsing(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Gives the handlers behind it bytes to parse; what is no message ends the call with INVALID_ARGUMENT."""
+    """Gives the handlers behind it bytes to parse; what is no message ends the call with INVALID_ARGUMENT.
+
+    streams: the threads of calls with more than one message either way.
+    """
+
+    def __init__(self, streams: ThreadPoolExecutor) -> None:
+        self._streams = streams
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
@@ -31,6 +38,7 @@ class Parsing(grpc.ServerInterceptor):  # type: ignore[misc]
                 # what cannot be parsed is raised where the handler asks for its next request, and answered there
                 yield from handler.stream_stream((parsed(data) for data in requests), context)
 
+            stream.experimental_thread_pool = self._streams  # type: ignore[attr-defined]  # gRPC's own name for it
             return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
         if handler.response_streaming:
 
@@ -39,6 +47,7 @@ class Parsing(grpc.ServerInterceptor):  # type: ignore[misc]
                     request = parsed(data)
                 yield from handler.unary_stream(request, context)
 
+            several.experimental_thread_pool = self._streams  # type: ignore[attr-defined]
             return grpc.unary_stream_rpc_method_handler(several, None, handler.response_serializer)
 
         def one(data: bytes, context: grpc.ServicerContext) -> Any:

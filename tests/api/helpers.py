@@ -12,7 +12,8 @@ import numpy as np
 
 from rockbed import Connection, PyEmbedding, PyInitializer, PyOptimizer, PyStorage
 from rockbed.client.embedded import Embedded
-from rockbed.server.daemon import Daemon, ServerConfig
+from rockbed.server.daemon import Daemon
+from rockbed.server.daemon_config import ServerConfig
 from rockbed.server.engine import Engine
 from rockbed.types import F32, I64
 from tests.crash_image import crash_image

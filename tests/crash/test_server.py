@@ -13,7 +13,7 @@ import pytest
 
 from rockbed import Connection, PyStorage
 from tests.api.helpers import embedding, keys_of, ones, sgd
-from tests.server.test_daemon import _trained
+from tests.server.test_exactly_once import _trained
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from rockbed import PyStorage
+from rockbed import Connection, PyStorage
 from tests.api.helpers import QUIET, Clock, OpenStorage, engine_of
+from tests.server.served import Connect, Server
 
 
 @pytest.fixture
@@ -28,5 +29,25 @@ def open_storage(tmp_path: Path) -> Iterator[OpenStorage]:
         return storage
 
     yield open_
+    for storage in opened:
+        storage.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    opened: list[PyStorage] = []
+
+    def connect_(target: str, **options: Any) -> PyStorage:
+        opened.append(PyStorage(target, connection=Connection(**{"retry_s": 10, **options})))
+        return opened[-1]
+
+    yield connect_
     for storage in opened:
         storage.close()

@@ -1,8 +1,7 @@
 """A server over the wire: what it refuses and how it says so, requests that are applied once, restarts."""
 
 import random
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,72 +20,25 @@ from rockbed import (
 )
 from rockbed.config import StoreConfig
 from rockbed.errors import all_errors
-from rockbed.server.daemon import Daemon, ServerConfig
+from rockbed.server.daemon import Daemon
+from rockbed.server.daemon_config import ServerConfig
 from rockbed.server.engine import Engine
-from rockbed.server.service import Limits
+from rockbed.server.limits import Limits
 from rockbed.v1 import admin_pb2, admin_pb2_grpc, embedding_pb2, embedding_pb2_grpc
 from rockbed.wire import CODE_KEY
 from tests.api.helpers import embedding, keys_of, ones, sgd
+from tests.server.served import Connect, Server, refused
 
 NOT_LOOPBACK = ["0.0.0.0:7400", "10.0.0.1:80", "[::]:7400", "example.com:7400", "127.example.com:7400"]
 
 
-class Server:
-    """An engine and a daemon on it, which can be restarted at the same address."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.engine = Engine(folder / "store", StoreConfig(write_back_interval_s=3600, sweep_rows_s=0))
-        self.daemon: Daemon | None = None
-
-    def start(self, *interceptors: grpc.ServerInterceptor, **options: Any) -> str:
-        given = {"listen": "127.0.0.1:0", "checkpoints": self.folder, "exports": self.folder, **options}
-        self.daemon = Daemon(self.engine, ServerConfig(**given), interceptors=interceptors)
-        return self.daemon.target
-
-    def stop(self) -> None:
-        if self.daemon is not None:
-            self.daemon.stop(0)
-
-    def close(self) -> None:
-        self.stop()
-        self.engine.close()
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path)
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def connect() -> Iterator[Callable[..., PyStorage]]:
-    opened: list[PyStorage] = []
-
-    def connect_(target: str, **options: Any) -> PyStorage:
-        opened.append(PyStorage(target, connection=Connection(**{"retry_s": 10, **options})))
-        return opened[-1]
-
-    yield connect_
-    for storage in opened:
-        storage.close()
-
-
-@pytest.fixture
-def channel(server: Server, connect: Callable[..., PyStorage]) -> Iterator[grpc.Channel]:
+def channel(server: Server, connect: Connect) -> Iterator[grpc.Channel]:
     """To a server that has group 0, dim 4, with rows for keys 0 to 9."""
     target = server.start(limits=Limits(message_bytes_max=1 << 16, keys_max=1_000))
     embedding(connect(target)).apply_gradients(np.arange(10), ones(10))
     with grpc.insecure_channel(target.removeprefix("grpc://")) as channel:
         yield channel
-
-
-def _refused(call: Callable[..., Any], request: Any) -> tuple[grpc.StatusCode, str, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        call(request)
-    error: Any = caught.value
-    return error.code(), dict(error.trailing_metadata()).get(CODE_KEY, ""), error.details()
 
 
 def _keys(*keys: int) -> bytes:
@@ -108,7 +60,7 @@ LOOKUPS = [
 def test_a_bad_lookup_is_refused_by_a_standard_status_and_a_code(
     channel: grpc.Channel, request_: Any, status: str, code: str, said: str
 ) -> None:
-    found = _refused(embedding_pb2_grpc.EmbeddingStub(channel).Lookup, request_)
+    found = refused(embedding_pb2_grpc.EmbeddingStub(channel).Lookup, request_)
     assert (found[0].name, found[1]) == (status, code)
     assert said in found[2]
 
@@ -140,7 +92,7 @@ def test_a_bad_push_is_refused_and_changes_nothing(
     server: Server, channel: grpc.Channel, request_: Any, code: str, said: str
 ) -> None:
     before = server.engine.journal.last_lsn
-    found = _refused(embedding_pb2_grpc.EmbeddingStub(channel).ApplyGradients, request_)
+    found = refused(embedding_pb2_grpc.EmbeddingStub(channel).ApplyGradients, request_)
     assert found[1] == code
     assert said in found[2]
     assert server.engine.journal.last_lsn == before
@@ -163,10 +115,10 @@ CONFIGS += ['{"group": 1, "dim": 4, "optimizer": {"name": "sgd"}, "initializer":
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_bad_config_is_refused_as_one(channel: grpc.Channel, config: str) -> None:
     stub = admin_pb2_grpc.AdminStub(channel)
-    status, code, _ = _refused(stub.CreateGroup, admin_pb2.CreateGroupRequest(config_json=config))
+    status, code, _ = refused(stub.CreateGroup, admin_pb2.CreateGroupRequest(config_json=config))
     assert (status.name, code) in {("INVALID_ARGUMENT", "invalid_config"), ("INVALID_ARGUMENT", "unknown_name")}
     # for a group that is not there, that may be what is said
-    assert _refused(stub.AlterGroup, admin_pb2.AlterGroupRequest(config_json=config))[1] in {code, "unknown_group"}
+    assert refused(stub.AlterGroup, admin_pb2.AlterGroupRequest(config_json=config))[1] in {code, "unknown_group"}
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/tmp/x", "a/b", ".hidden", "a\0b", "x" * 129, "ä"])
@@ -177,12 +129,12 @@ def test_copies_have_names_and_no_paths(server: Server, channel: grpc.Channel, n
         (stub.Checkpoint, admin_pb2.CheckpointRequest(name=name)),
         (stub.Dump, admin_pb2.DumpRequest(name=name)),
     ):
-        assert _refused(call, request)[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_config")
+        assert refused(call, request)[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_config")
     assert sorted(server.folder.iterdir()) == before
 
 
 def test_an_empty_request_drops_no_group(channel: grpc.Channel) -> None:
-    found = _refused(admin_pb2_grpc.AdminStub(channel).DropGroup, admin_pb2.DropGroupRequest())
+    found = refused(admin_pb2_grpc.AdminStub(channel).DropGroup, admin_pb2.DropGroupRequest())
     assert found[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_config")
 
 
@@ -220,7 +172,7 @@ def test_every_error_has_a_class_that_the_client_can_build() -> None:
 # --- limits, and the client's ways with them ---
 
 
-def test_a_lookup_larger_than_the_server_takes_is_split(server: Server, connect: Callable[..., PyStorage]) -> None:
+def test_a_lookup_larger_than_the_server_takes_is_split(server: Server, connect: Connect) -> None:
     rows = embedding(connect(server.start(limits=Limits(keys_max=100), workers=2), in_flight=3))
     keys = np.random.default_rng(1).permutation(1_234)
     for start in range(0, 1_234, 100):
@@ -230,30 +182,30 @@ def test_a_lookup_larger_than_the_server_takes_is_split(server: Server, connect:
     assert rows.lookup(np.empty(0, np.int64)).shape == (0, 4)
 
 
-def test_a_push_larger_than_the_server_takes_says_so(server: Server, connect: Callable[..., PyStorage]) -> None:
+def test_a_push_larger_than_the_server_takes_says_so(server: Server, connect: Connect) -> None:
     rows = embedding(connect(server.start(limits=Limits(keys_max=100))))
     with pytest.raises(BatchTooLarge, match=r"101 keys .* the server takes 100 keys"):
         rows.apply_gradients(np.arange(101), ones(101))
 
 
 def test_a_message_beyond_the_limit_is_refused_by_name(server: Server, channel: grpc.Channel) -> None:
-    status, _, _ = _refused(
+    status, _, _ = refused(
         embedding_pb2_grpc.EmbeddingStub(channel).Lookup, embedding_pb2.LookupRequest(keys=bytes(1 << 17))
     )
     assert status is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_an_answer_beyond_the_limit_is_refused_before_it_is_made(
-    server: Server, connect: Callable[..., PyStorage], channel: grpc.Channel
+    server: Server, connect: Connect, channel: grpc.Channel
 ) -> None:
     embedding(connect(f"{server.daemon.target}"), 100, group=1)  # type: ignore[union-attr]
     request = embedding_pb2.LookupRequest(group=1, keys=bytes(8 * 999))
-    assert _refused(embedding_pb2_grpc.EmbeddingStub(channel).Lookup, request)[1] == "limit_exceeded"
+    assert refused(embedding_pb2_grpc.EmbeddingStub(channel).Lookup, request)[1] == "limit_exceeded"
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_half_precision_on_the_wire_is_within_its_stated_error(
-    server: Server, connect: Callable[..., PyStorage], precision: str
+    server: Server, connect: Connect, precision: str
 ) -> None:
     target = server.start()
     exact, half = (embedding(connect(target, precision=p), optimizer=sgd(1.0)) for p in ("float32", precision))
@@ -319,7 +271,7 @@ def test_a_port_that_is_taken_is_said(server: Server) -> None:
         Daemon(server.engine, ServerConfig(listen=target.removeprefix("grpc://")))
 
 
-def test_a_unix_socket_serves_too(server: Server, connect: Callable[..., PyStorage], tmp_path: Path) -> None:
+def test_a_unix_socket_serves_too(server: Server, connect: Connect, tmp_path: Path) -> None:
     target = server.start(listen=f"unix:{tmp_path}/socket")
     assert target == f"grpc+unix://{tmp_path}/socket"
     embedding(connect(target)).apply_gradients(keys_of(3), ones(1))
@@ -341,12 +293,12 @@ def test_settings_go_to_where_they_mean_something(server: Server, tmp_path: Path
         Connection(deadline_s=0, retry_s=-1, in_flight=0, precision="int8")
 
 
-def test_nobody_there_is_said_after_the_time_to_try(connect: Callable[..., PyStorage]) -> None:
+def test_nobody_there_is_said_after_the_time_to_try(connect: Connect) -> None:
     with pytest.raises(ServerUnavailable, match=r"cannot be reached .*is the server running"):
         connect("grpc://127.0.0.1:1", retry_s=0.3)
 
 
-def test_a_closed_connection_says_so(server: Server, connect: Callable[..., PyStorage]) -> None:
+def test_a_closed_connection_says_so(server: Server, connect: Connect) -> None:
     storage = connect(server.start())
     rows = embedding(storage)
     storage.close()
@@ -359,9 +311,7 @@ def test_a_closed_connection_says_so(server: Server, connect: Callable[..., PySt
 # --- groups ---
 
 
-def test_a_group_is_altered_while_it_is_used(
-    server: Server, connect: Callable[..., PyStorage], channel: grpc.Channel
-) -> None:
+def test_a_group_is_altered_while_it_is_used(server: Server, connect: Connect, channel: grpc.Channel) -> None:
     assert server.daemon is not None
     rows = embedding(connect(server.daemon.target))
     stub = admin_pb2_grpc.AdminStub(channel)
@@ -372,12 +322,12 @@ def test_a_group_is_altered_while_it_is_used(
     rows.apply_gradients(keys_of(77), ones(1))
     assert rows.lookup(keys_of(77))[0, 0] == -2.0
     other = changed.replace('"dim": 4', '"dim": 8')
-    assert _refused(stub.AlterGroup, admin_pb2.AlterGroupRequest(config_json=other))[1] == "dim_mismatch"
+    assert refused(stub.AlterGroup, admin_pb2.AlterGroupRequest(config_json=other))[1] == "dim_mismatch"
     unknown = changed.replace('"group": 0', '"group": 5')
-    assert _refused(stub.AlterGroup, admin_pb2.AlterGroupRequest(config_json=unknown))[1] == "unknown_group"
+    assert refused(stub.AlterGroup, admin_pb2.AlterGroupRequest(config_json=unknown))[1] == "unknown_group"
 
 
-def test_a_checkpoint_is_written_once_under_its_name(server: Server, connect: Callable[..., PyStorage]) -> None:
+def test_a_checkpoint_is_written_once_under_its_name(server: Server, connect: Connect) -> None:
     storage = connect(server.start())
     embedding(storage).apply_gradients(keys_of(1), ones(1))
     storage.checkpoint("monday")
@@ -388,121 +338,3 @@ def test_a_checkpoint_is_written_once_under_its_name(server: Server, connect: Ca
     PyStorage.restore(server.folder / "monday", server.folder / "again")
     with PyStorage(server.folder / "again") as again:
         assert embedding(again).lookup(keys_of(1), train=False)[0, 0] == -0.5
-
-
-# --- exactly once ---
-
-
-class LosesAnswers(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Loses some requests before they are carried out, and some answers after."""
-
-    def __init__(self, share: float) -> None:
-        self._share = share
-        self._chance = random.Random(7)
-        self.lost = {"before": 0, "after": 0}
-
-    def intercept_service(self, continuation: Any, details: Any) -> Any:
-        handler = continuation(details)
-
-        def call(request: Any, context: grpc.ServicerContext) -> Any:
-            when = self._chance.choice(["before", "after"]) if self._chance.random() < self._share else ""
-            if when == "before":
-                self.lost[when] += 1
-                context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
-            answer = handler.unary_unary(request, context)
-            if when == "after":
-                self.lost[when] += 1
-                context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
-            return answer
-
-        if handler is None or handler.unary_unary is None:
-            return handler
-        return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
-
-
-def _train(rows: Any, seed: int, pushes: int) -> np.ndarray:
-    """Push whole numbers, whose sums are exact whatever their order; returns what they add up to for each key."""
-    random_ = np.random.default_rng(seed)
-    sums = np.zeros(50)
-    for _ in range(pushes):
-        keys = random_.integers(0, 50, 20)
-        values = random_.integers(-8, 9, 20)
-        rows.apply_gradients(keys, np.repeat(values[:, None], 4, axis=1).astype(np.float32))
-        rows.lookup(keys)
-        np.add.at(sums, keys, values)
-    return sums
-
-
-def _trained(rows: Any, threads: int, pushes: int) -> np.ndarray:
-    sums: list[np.ndarray] = []
-    workers = [
-        threading.Thread(target=lambda seed=seed: sums.append(_train(rows[seed], seed, pushes)))
-        for seed in range(threads)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(sums) == threads
-    total: np.ndarray = np.sum(sums, axis=0)
-    return total
-
-
-def test_no_push_is_lost_or_applied_twice_where_a_third_of_the_answers_is_lost(
-    server: Server, connect: Callable[..., PyStorage]
-) -> None:
-    loses = LosesAnswers(1 / 3)
-    target = server.start(loses)
-    rows = [embedding(connect(target), optimizer=sgd(1.0)) for _ in range(3)]
-    sums = _trained(rows, 3, 20)
-    assert loses.lost["before"] > 10
-    assert loses.lost["after"] > 10
-    np.testing.assert_array_equal(rows[0].lookup(np.arange(50))[:, 0], -sums)
-
-
-def test_a_restart_is_waited_for_and_no_push_is_applied_twice(
-    server: Server, connect: Callable[..., PyStorage]
-) -> None:
-    target = server.start()
-    listen = target.removeprefix("grpc://")
-    rows = [embedding(connect(target, deadline_s=3), optimizer=sgd(1.0)) for _ in range(2)]
-    done = threading.Event()
-
-    def restart() -> None:
-        while not done.wait(0.2):
-            server.stop()
-            server.engine.close()
-            server.engine = Engine(server.folder / "store", StoreConfig(write_back_interval_s=3600))
-            server.start(listen=listen)
-
-    restarter = threading.Thread(target=restart)
-    restarter.start()
-    try:
-        sums = _trained(rows, 2, 60)
-    finally:
-        done.set()
-        restarter.join()
-    np.testing.assert_array_equal(rows[0].lookup(np.arange(50))[:, 0], -sums)
-
-
-def test_clients_of_one_name_do_not_take_each_others_pushes_for_their_own(
-    server: Server, connect: Callable[..., PyStorage], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "rockbed.audit")
-    target = server.start()
-    first, second = (embedding(connect(target, client_id="trainer-1"), optimizer=sgd(1.0)) for _ in range(2))
-    for rows in (first, second, first, second):
-        rows.apply_gradients(keys_of(1), ones(1))
-    assert first.lookup(keys_of(1))[0, 0] == -4
-    assert "trainer-1: create group 0" in caplog.text
-
-
-def test_a_trainer_finds_out_which_of_its_pushes_was_the_last(
-    server: Server, connect: Callable[..., PyStorage]
-) -> None:
-    target = server.start()
-    rows = embedding(connect(target), optimizer=sgd(1.0))
-    rows.apply_gradients(keys_of(1), ones(1), request=("trainer-1", 7))
-    rows.apply_gradients(keys_of(1), ones(1), request=("trainer-1", 7))
-    assert connect(target).last_request("trainer-1") == 7
-    assert rows.lookup(keys_of(1))[0, 0] == -1

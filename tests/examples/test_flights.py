@@ -163,7 +163,9 @@ def test_it_learns(tmp_path: Path) -> None:
         assert auc(model.predict(data.test_keys), data.test_labels) > 0.8
 
 
-def test_the_story_kills_its_trainer_and_ends_with_the_same_rows(tmp_path: Path) -> None:
+def test_the_story_kills_trainer_and_server_and_ends_with_the_same_rows_and_exact_counts(
+    tmp_path: Path,
+) -> None:
     text = io.StringIO()
     console = rich_console.Console(file=text, width=200)
     assert Story(console, tmp_path, Plan(epochs=2, batch=16)).tell(synthetic(3000))
@@ -175,6 +177,22 @@ def test_the_story_kills_its_trainer_and_ends_with_the_same_rows(tmp_path: Path)
     assert durable is not None
     assert int(durable[1]) >= int(killed[1])  # what was reported was durable
     assert "bit for bit those of the unbroken run" in told
+    under_way = re.search(r"Killed the server with SIGKILL when (\d+) of (\d+) steps had been reported", told)
+    assert under_way is not None
+    assert 0 < int(under_way[1]) < int(under_way[2])
+    assert "every key as often as planned" in told
+    assert "within 0.01" in told
+
+
+@pytest.mark.parametrize(("same", "near"), [(False, True), (True, False)])
+def test_the_story_is_no_success_when_either_run_ended_elsewhere(
+    same: bool, near: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Story, "kill_and_resume", lambda *_: same)
+    monkeypatch.setattr("examples.flights.train_together", lambda *_: near)
+    monkeypatch.setattr(Story, "look_inside", lambda *_: None)
+    console = rich_console.Console(file=io.StringIO())
+    assert not Story(console, tmp_path, Plan(epochs=1)).tell(synthetic(100))
 
 
 def test_a_missing_file_is_said_plainly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rockbed.config import GroupConfig
-from rockbed.reports import CheckReport, RowReport, ShrinkReport
-from rockbed.requests import Gradients, PutRows, Request
+from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
+from rockbed.requests import ExportOptions, Gradients, ImportOptions, PutRows, Request
 from rockbed.types import F32, I64
 
 
@@ -61,6 +61,12 @@ class Backend(Protocol):
 
     def dump(self, path: Path, condition: Mapping[str, Any]) -> int:
         """See PyStorage.dump."""
+
+    def export(self, path: Path, options: ExportOptions, progress: Callable[[int, int], None] | None) -> ExportReport:
+        """See PyStorage.export."""
+
+    def import_(self, path: Path, options: ImportOptions, progress: Callable[[int, int], None] | None) -> ImportReport:
+        """See PyStorage.import_."""
 
     def checkpoint(self, path: Path) -> None:
         """See PyStorage.checkpoint."""

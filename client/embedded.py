@@ -5,9 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from rockbed.config import GroupConfig
-from rockbed.reports import CheckReport, RowReport, ShrinkReport
-from rockbed.requests import Gradients, PutRows, Request
-from rockbed.server import checking, checkpointing, dropping, dumping, inspecting, putting, shrinking, statistics
+from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
+from rockbed.requests import ExportOptions, Gradients, ImportOptions, PutRows, Request
+from rockbed.server import (
+    checking,
+    checkpointing,
+    dropping,
+    dumping,
+    exporting,
+    importing,
+    inspecting,
+    putting,
+    shrinking,
+    statistics,
+)
 from rockbed.server.engine import Engine
 from rockbed.types import F32, I64
 
@@ -76,6 +87,12 @@ class Embedded:
 
     def dump(self, path: Path, condition: Mapping[str, Any]) -> int:
         return dumping.dump(self.engine, path, condition)
+
+    def export(self, path: Path, options: ExportOptions, progress: Callable[[int, int], None] | None) -> ExportReport:
+        return exporting.export(self.engine, path, options, progress)
+
+    def import_(self, path: Path, options: ImportOptions, progress: Callable[[int, int], None] | None) -> ImportReport:
+        return importing.import_(self.engine, path, options, progress)
 
     def checkpoint(self, path: Path) -> None:
         checkpointing.checkpoint(self.engine, path)

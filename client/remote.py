@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from rockbed.client.row_messages import row_report
 from rockbed.client.transport import Transport
 from rockbed.config import GroupConfig
 from rockbed.errors import BatchTooLarge, InvalidConfig, ServerError
-from rockbed.reports import CheckReport, RowReport, ShrinkReport
-from rockbed.requests import Gradients, PutRows, Request, check_shrink
+from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
+from rockbed.requests import ExportOptions, Gradients, ImportOptions, PutRows, Request, check_shrink
 from rockbed.types import F32, I64
 from rockbed.v1 import admin_pb2, embedding_pb2
 from rockbed.wire import FLOAT32, PRECISIONS, float_bytes, floats_from_bytes, floats_to_bytes, keys_to_bytes
@@ -154,7 +155,7 @@ class Remote:
 
     def stats(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._ask("Stats", admin_pb2.StatsRequest()).stats_json)
-        found["groups"] = {int(number): group for number, group in found["groups"].items()}
+        found["groups"] = _by_group(found["groups"])
         return found
 
     def shrink(
@@ -173,27 +174,39 @@ class Remote:
         request = admin_pb2.ShrinkRequest(
             group=group, max_age_s=max_age_s, min_count=min_count, min_norm=min_norm, dry_run=dry_run
         )
-        for said in self._transport.stream("Shrink", request):
+        report = self._told("Shrink", request, progress)
+        return ShrinkReport(report["dry_run"], report["rows_seen"], _by_group(report["removed"]))
+
+    def _told(self, method: str, request: Any, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
+        for said in self._transport.stream(method, request):
             if said.HasField("report_json"):
-                report = json.loads(said.report_json)
-                removed = {int(number): reasons for number, reasons in report["removed"].items()}
-                return ShrinkReport(report["dry_run"], report["rows_seen"], removed)
+                report: dict[str, Any] = json.loads(said.report_json)
+                return report
             if progress is not None:
                 progress(said.rows_seen, said.rows_total)
-        raise ServerError(f"{self._transport.target} ended Shrink without a report")
+        raise ServerError(f"{self._transport.target} ended {method} without a report")
 
     def dump(self, path: Path, condition: Mapping[str, Any]) -> int:
         request = admin_pb2.DumpRequest(name=_name(path), condition_json=json.dumps(dict(condition)))
         rows: int = self._transport.call("Dump", request, again=False, long=True).rows
         return rows
 
+    def export(self, path: Path, options: ExportOptions, progress: Callable[[int, int], None] | None) -> ExportReport:
+        report = self._told("Export", admin_pb2.ExportRequest(name=_name(path), **asdict(options)), progress)
+        seen, written = _by_group(report["rows_seen"]), _by_group(report["rows_written"])
+        return ExportReport(report["format"], seen, written, report["file_bytes"])
+
+    def import_(self, path: Path, options: ImportOptions, progress: Callable[[int, int], None] | None) -> ImportReport:
+        report = self._told("Import", admin_pb2.ImportRequest(name=_name(path), **asdict(options)), progress)
+        read, written = _by_group(report["rows_read"]), _by_group(report["rows_written"])
+        return ImportReport(report["mode"], read, written, report["groups_created"])
+
     def checkpoint(self, path: Path) -> None:
         self._transport.call("Checkpoint", admin_pb2.CheckpointRequest(name=_name(path)), again=False, long=True)
 
     def check(self) -> CheckReport:
         report = json.loads(self._ask("Check", admin_pb2.CheckRequest(), long=True).report_json)
-        rows = {int(number): count for number, count in report["rows"].items()}
-        return CheckReport(report["problems"], rows, report["journal_entries"])
+        return CheckReport(report["problems"], _by_group(report["rows"]), report["journal_entries"])
 
     def flush(self) -> None:
         self._ask("Flush", admin_pb2.FlushRequest(), long=True)
@@ -203,6 +216,11 @@ class Remote:
 
     def close(self) -> None:
         self._transport.close()
+
+
+def _by_group(found: dict[str, Any]) -> dict[int, Any]:
+    """JSON's keys are strings."""
+    return {int(number): value for number, value in found.items()}
 
 
 def _name(path: Path) -> str:

@@ -15,8 +15,8 @@ from rockbed.client.connection import Connection
 from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.config import GroupConfig, StoreConfig
 from rockbed.errors import InvalidConfig, WrongDtype
-from rockbed.reports import CheckReport, RowReport, ShrinkReport
-from rockbed.requests import Request
+from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
+from rockbed.requests import ExportOptions, ImportOptions, Request
 from rockbed.types import F32, I64, U64
 
 if TYPE_CHECKING:
@@ -214,6 +214,59 @@ class PyStorage:
         Raises UnknownName, InvalidConfig, UnknownGroup, StoreExists, StoreNotFound (the directory), StorageFull.
         """
         return self.backend.dump(Path(path), as_mapping("dump condition", condition))
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str = "parquet",
+        groups: Sequence[int] | None = None,
+        max_age: float | None = None,
+        min_count: int | None = None,
+        min_norm: float | None = None,
+        cutoff: float | None = None,
+        slots: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ExportReport:
+        """Write rows to a new directory of table files and a manifest; docs/export.md says what they hold.
+
+        On a server `path` is a name, and the server chooses the directory. Rows that have expired are left out.
+        format: "parquet", "safetensors" (both need rockbed[export]), or "npz". groups: only these.
+        max_age, min_count, min_norm: leave out what shrink would remove by them. cutoff: write weights nearer to 0 than
+        this as 0. slots: with the optimizer's state, so that training can go on from an import. progress: called with
+        (rows looked at, rows in all, as estimated).
+        Raises InvalidConfig, UnknownName, MissingPackage, UnknownGroup, StoreExists, StorageFull.
+        """
+        options = ExportOptions(
+            format=format,
+            groups=groups,
+            max_age_s=max_age,
+            min_count=min_count,
+            min_norm=min_norm,
+            cutoff=cutoff,
+            slots=slots,
+        )
+        return self.backend.export(Path(path), options, progress)
+
+    def import_(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        groups: Sequence[int] | None = None,
+        mode: str = "replace",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ImportReport:
+        """Store the rows of an export, or of a damo-embedding dump; groups that are not there are created.
+
+        On a server `path` is a name in its directory of exports. Everything is read and checked before the first row
+        is stored; an import that was interrupted after that can be repeated. A dump's groups must exist: it does not
+        say how they learn. Rows come with the slots, counts and times that the files have, else as new ones.
+        groups: only these. mode: rows that exist are overwritten ("replace") or left alone ("keep"). progress: called
+        with (rows done, rows in all); the first number is 0 while the files are checked.
+        Raises InvalidConfig, UnknownGroup, DimMismatch, GroupConflict (the slots are another optimizer's),
+        RowNotFinite, StoreNotFound, StorageCorrupt, FormatTooNew, MissingPackage, ReadOnlyStorage, StorageFull.
+        """
+        return self.backend.import_(Path(path), ImportOptions(groups=groups, mode=mode), progress)
 
     def checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, a directory, while training goes on: every row as it was at one moment.

@@ -30,6 +30,12 @@ class DuplicateName(InvalidConfig):
     code = "duplicate_name"
 
 
+class MissingPackage(RockbedError, ImportError):
+    """What was asked for needs a package that is not installed. The message says which, and how to install it."""
+
+    code = "missing_package"
+
+
 class WrongDtype(RockbedError, TypeError):
     """An array of another dtype than the call takes. Nothing is converted silently."""
 
@@ -145,7 +151,7 @@ class StorageFailed(RockbedError, OSError):
 
 
 class StorageCorrupt(RockbedError, RuntimeError):
-    """Stored bytes are not what was written: a table, a record or the catalog."""
+    """Stored bytes are not what was written: a table, a record or the catalog, or a file to be imported."""
 
     code = "storage_corrupt"
 

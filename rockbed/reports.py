@@ -40,6 +40,29 @@ class CheckReport:
         return not self.problems
 
 
+@dataclass(slots=True)
+class ExportReport:
+    """What an export wrote. rows_seen, rows_written: by group, expired rows seen included; file_bytes: in all."""
+
+    format: str
+    rows_seen: dict[int, int] = field(default_factory=dict)
+    rows_written: dict[int, int] = field(default_factory=dict)
+    file_bytes: int = 0
+
+
+@dataclass(slots=True)
+class ImportReport:
+    """What an import did. rows_read, rows_written: by group; fewer are written where mode="keep" found rows.
+
+    groups_created: those that were not there before.
+    """
+
+    mode: str
+    rows_read: dict[int, int] = field(default_factory=dict)
+    rows_written: dict[int, int] = field(default_factory=dict)
+    groups_created: list[int] = field(default_factory=list)
+
+
 class RowStatus(IntEnum):
     """What there is for a key."""
 

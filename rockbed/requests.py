@@ -1,9 +1,11 @@
 """What a caller asks of a store, as the engine and the wire take it. Without numba and RocksDB."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from rockbed.config import SECONDS_MAX, number_problems
+from rockbed.config import FLOAT32_MAX, GROUPS, SECONDS_MAX, number_problems, whole_problems
 from rockbed.errors import InvalidConfig
 from rockbed.types import F32, I64
 
@@ -46,14 +48,68 @@ PUT_MODES = ("replace", "keep")
 """What becomes of a row that exists already: it is replaced, or kept."""
 
 
-def check_shrink(max_age_s: float | None, min_count: float | None, min_norm: float | None) -> None:
-    """Raise InvalidConfig with every condition that cannot be."""
+def _condition_problems(max_age_s: float | None, min_count: float | None, min_norm: float | None) -> list[str]:
     given = (("max_age", max_age_s, SECONDS_MAX), ("min_count", min_count, 2**62), ("min_norm", min_norm, math.inf))
-    problems = [
+    return [
         problem
         for name, value, most in given
         if value is not None
         for problem in number_problems(name, value, least=0, most=most)
     ]
+
+
+def check_shrink(max_age_s: float | None, min_count: float | None, min_norm: float | None) -> None:
+    """Raise InvalidConfig with every condition that cannot be."""
+    problems = _condition_problems(max_age_s, min_count, min_norm)
     if problems:
         raise InvalidConfig("shrink: " + "; ".join(problems))
+
+
+def _groups_problems(groups: Any) -> list[str]:
+    if groups is None:
+        return []
+    if not isinstance(groups, Sequence) or isinstance(groups, str | bytes) or not groups:
+        return [f"groups is {groups!r}, not a list of group numbers, nor None for all"]
+    problems = [problem for group in groups for problem in whole_problems("group", group, 0, GROUPS - 1)]
+    if not problems and len(set(groups)) < len(groups):
+        problems.append(f"groups is {groups!r}: each may stand there once")
+    return problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What an export writes: see PyStorage.export. Raises InvalidConfig with every problem."""
+
+    format: str = "parquet"
+    groups: Sequence[int] | None = None  # None = all
+    max_age_s: float | None = None  # rows last updated this long ago, or longer, are left out
+    min_count: float | None = None  # rows updated less often are left out
+    min_norm: float | None = None  # rows whose weights have a smaller L2 norm are left out
+    cutoff: float | None = None  # weights nearer to 0 than this are written as 0
+    slots: bool = False  # write the optimizer's state too
+
+    def __post_init__(self) -> None:
+        problems = [*_groups_problems(self.groups), *_condition_problems(self.max_age_s, self.min_count, self.min_norm)]
+        if not isinstance(self.format, str):
+            problems.append(f"format is {self.format!r}, not a str")
+        if self.cutoff is not None:
+            problems += number_problems("cutoff", self.cutoff, least=0, most=FLOAT32_MAX)
+        if not isinstance(self.slots, bool):
+            problems.append(f"slots is {self.slots!r}, not True or False")
+        if problems:
+            raise InvalidConfig("export: " + "; ".join(problems))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportOptions:
+    """What an import writes: see PyStorage.import_. Raises InvalidConfig with every problem."""
+
+    groups: Sequence[int] | None = None  # None = all
+    mode: str = "replace"  # of PUT_MODES
+
+    def __post_init__(self) -> None:
+        problems = _groups_problems(self.groups)
+        if self.mode not in PUT_MODES:
+            problems.append(f"mode is {self.mode!r}, not one of {', '.join(map(repr, PUT_MODES))}")
+        if problems:
+            raise InvalidConfig("import: " + "; ".join(problems))

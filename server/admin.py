@@ -2,10 +2,8 @@
 
 import json
 import logging
-import queue
 import re
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,19 @@ from rockbed._version import __version__
 from rockbed.config import GroupConfig
 from rockbed.errors import InvalidConfig
 from rockbed.reports import ShrinkReport
-from rockbed.server import checking, checkpointing, dropping, dumping, inspecting, putting, shrinking, statistics
+from rockbed.requests import ExportOptions, ImportOptions
+from rockbed.server import (
+    checking,
+    checkpointing,
+    dropping,
+    dumping,
+    exporting,
+    importing,
+    inspecting,
+    putting,
+    shrinking,
+    statistics,
+)
 from rockbed.server.access import Principal, Role
 from rockbed.server.engine import Engine
 from rockbed.server.group import Group
@@ -24,6 +34,7 @@ from rockbed.server.limits import Limits
 from rockbed.server.service import must_fit
 from rockbed.server.service_access import Access
 from rockbed.server.service_errors import answered
+from rockbed.server.service_progress import Progress, told
 from rockbed.server.service_rows import rows_message, sent_rows
 from rockbed.v1 import admin_pb2 as pb
 from rockbed.v1 import admin_pb2_grpc
@@ -32,10 +43,6 @@ from rockbed.wire import CLIENT_KEY, keys_from_bytes
 PROTOCOL = 1
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _audit = logging.getLogger("rockbed.audit")
-
-
-class _Abandoned(Exception):
-    """The client that asked has gone."""
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
@@ -50,7 +57,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
         checkpoints: Path | None = None,
         exports: Path | None = None,
     ) -> None:
-        """checkpoints, exports: directories that Checkpoint and Dump write into; None = refuse them."""
+        """checkpoints, exports: directories that Checkpoint, Dump and Export write into; None = refuse them."""
         self._engine = engine
         self._limits = limits
         self._access = access
@@ -138,37 +145,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
 
     def Shrink(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         with answered(context):
-            conditions = {
-                name: getattr(request, name) if request.HasField(name) else None
-                for name in ("group", "max_age_s", "min_count", "min_norm")
-            }
+            conditions = _given(request, "group", "max_age_s", "min_count", "min_norm")
             self._caller(context, conditions["group"], "shrink")
             self._say(context, "shrink %s%s", conditions, " (dry run)" if request.dry_run else "")
-            said: queue.SimpleQueue[tuple[int, int] | ShrinkReport | BaseException] = queue.SimpleQueue()
-            gone = threading.Event()
-            context.add_callback(gone.set)
 
-            def progress(seen: int, total: int) -> None:
-                if gone.is_set():
-                    raise _Abandoned
-                said.put((seen, total))
+            def work(progress: Progress) -> ShrinkReport:
+                return shrinking.shrink(self._engine, **conditions, dry_run=request.dry_run, progress=progress)
 
-            def work() -> None:
-                try:
-                    said.put(shrinking.shrink(self._engine, **conditions, dry_run=request.dry_run, progress=progress))
-                except BaseException as error:  # it is raised where the answer is made
-                    said.put(error)
-
-            threading.Thread(target=work, name="rockbed-shrink", daemon=True).start()
-            while True:
-                item = said.get()
-                if isinstance(item, BaseException):
-                    raise item
-                if isinstance(item, ShrinkReport):
-                    report = json.dumps(asdict(item))
-                    yield pb.ShrinkProgress(rows_seen=item.rows_seen, rows_total=item.rows_seen, report_json=report)
-                    return
-                yield pb.ShrinkProgress(rows_seen=item[0], rows_total=item[1])
+            yield from told(context, pb.ShrinkProgress, work)
 
     def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
@@ -209,18 +193,46 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             self._say(context, "dump %s", request.name)
             return pb.DumpResponse(rows=dumping.dump(self._engine, path, condition))
 
+    def Export(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        with answered(context):
+            self._callers_groups(context, request.groups, "export every group")
+            path = _within(self._exports, request.name, "export")
+            options = ExportOptions(
+                format=request.format,
+                groups=list(request.groups) or None,
+                slots=request.slots,
+                **_given(request, "max_age_s", "min_count", "min_norm", "cutoff"),
+            )
+            self._say(context, "export %s, %s", request.name, options)
+            yield from told(context, pb.ExportProgress, lambda p: exporting.export(self._engine, path, options, p))
+
+    def Import(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        with answered(context):
+            self._callers_groups(context, request.groups, "import every group")
+            path = _within(self._exports, request.name, "export")
+            options = ImportOptions(groups=list(request.groups) or None, mode=request.mode)
+            self._say(context, "import %s, %s", request.name, options)
+            yield from told(context, pb.ImportProgress, lambda p: importing.import_(self._engine, path, options, p))
+
     def _caller(self, context: grpc.ServicerContext, group: int | None, doing: str = "") -> Principal:
         """Who calls. Raises PermissionDenied where the group, or without one the whole store, is not the caller's."""
+        return self._callers_groups(context, [] if group is None else [group], doing)
+
+    def _callers_groups(self, context: grpc.ServicerContext, groups: Sequence[int], doing: str) -> Principal:
         caller = self._access.caller(context)
-        if group is None:
-            caller.must_reach_all(doing)
+        if groups:
+            caller.must_reach(groups)
         else:
-            caller.must_reach([group])
+            caller.must_reach_all(doing)
         return caller
 
     def _say(self, context: grpc.ServicerContext, what: str, *values: object) -> None:
         client = dict(context.invocation_metadata()).get(CLIENT_KEY, "-")
         _audit.info("%s %s %s: " + what, context.peer(), self._access.caller(context).name, client, *values)
+
+
+def _given(request: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(request, name) if request.HasField(name) else None for name in names}
 
 
 def _object(name: str, text: str) -> dict[str, Any]:

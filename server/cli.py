@@ -48,7 +48,9 @@ def serve(
     message_bytes_max: Annotated[int, typer.Option(help="Bytes of a request or an answer.")] = 64 << 20,
     keys_max: Annotated[int, typer.Option(help="Keys of a request.")] = 1 << 20,
     checkpoints: Annotated[Path | None, typer.Option(help="Directory for checkpoints asked for by clients.")] = None,
-    exports: Annotated[Path | None, typer.Option(help="Directory for dumps asked for by clients.")] = None,
+    exports: Annotated[
+        Path | None, typer.Option(help="Directory of the dumps, exports and imports asked for by clients.")
+    ] = None,
 ) -> None:
     """Serve a store over gRPC until SIGTERM or Ctrl-C; then finish what is under way, write back, and end.
 

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 CONDITIONS = ("expire_days", "min_count", "group")
 
 
+def record_layout(dim: int) -> "np.dtype[np.void]":
+    """A row in the file."""
+    return np.dtype([("key", "<i8"), ("group", "<i4"), ("weights", "<f4", (dim,))])
+
+
 def _checked(given: Mapping[str, Any]) -> dict[str, int]:
     unknown = sorted(map(str, set(given) - set(CONDITIONS)))
     if unknown:
@@ -68,7 +73,7 @@ def _write(engine: "Engine", file: BinaryIO, groups: "list[Group]", conditions: 
     file.write(bytes(8 * n))
     counts = []
     for group in groups:
-        layout = np.dtype([("key", "<i8"), ("group", "<i4"), ("weights", "<f4", (group.config.dim,))])
+        layout = record_layout(group.config.dim)
         count = 0
         for rows in scan(engine, group):
             wanted = _wanted(group, rows, conditions, engine.now_ms())

@@ -10,6 +10,7 @@ import grpc
 from rockbed.errors import (
     FormatTooNew,
     GroupConflict,
+    MissingPackage,
     Overloaded,
     PermissionDenied,
     ReadOnlyStorage,
@@ -38,6 +39,7 @@ _STATUS: tuple[tuple[type[RockbedError], grpc.StatusCode], ...] = (
     (StoreNotFound, grpc.StatusCode.NOT_FOUND),
     (StoreExists, grpc.StatusCode.ALREADY_EXISTS),
     (GroupConflict, grpc.StatusCode.FAILED_PRECONDITION),
+    (MissingPackage, grpc.StatusCode.FAILED_PRECONDITION),
     (ReadOnlyStorage, grpc.StatusCode.FAILED_PRECONDITION),
     (RequestTooOld, grpc.StatusCode.OUT_OF_RANGE),
     (StorageFull, grpc.StatusCode.RESOURCE_EXHAUSTED),

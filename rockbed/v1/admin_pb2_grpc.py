@@ -109,6 +109,16 @@ class AdminStub(object):
                 request_serializer=rockbed_dot_v1_dot_admin__pb2.DumpRequest.SerializeToString,
                 response_deserializer=rockbed_dot_v1_dot_admin__pb2.DumpResponse.FromString,
                 _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/rockbed.v1.Admin/Export',
+                request_serializer=rockbed_dot_v1_dot_admin__pb2.ExportRequest.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_admin__pb2.ExportProgress.FromString,
+                _registered_method=True)
+        self.Import = channel.unary_stream(
+                '/rockbed.v1.Admin/Import',
+                request_serializer=rockbed_dot_v1_dot_admin__pb2.ImportRequest.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_admin__pb2.ImportProgress.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -212,6 +222,21 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Export(self, request, context):
+        """Writes table files under a name in the server's export directory. Progress as it goes on, the report in the last
+        message.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Import(self, request, context):
+        """Stores the rows of what lies under a name in the server's export directory. Progress and report as of Export.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -289,6 +314,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Dump,
                     request_deserializer=rockbed_dot_v1_dot_admin__pb2.DumpRequest.FromString,
                     response_serializer=rockbed_dot_v1_dot_admin__pb2.DumpResponse.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=rockbed_dot_v1_dot_admin__pb2.ExportRequest.FromString,
+                    response_serializer=rockbed_dot_v1_dot_admin__pb2.ExportProgress.SerializeToString,
+            ),
+            'Import': grpc.unary_stream_rpc_method_handler(
+                    servicer.Import,
+                    request_deserializer=rockbed_dot_v1_dot_admin__pb2.ImportRequest.FromString,
+                    response_serializer=rockbed_dot_v1_dot_admin__pb2.ImportProgress.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -696,6 +731,60 @@ class Admin(object):
             '/rockbed.v1.Admin/Dump',
             rockbed_dot_v1_dot_admin__pb2.DumpRequest.SerializeToString,
             rockbed_dot_v1_dot_admin__pb2.DumpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/rockbed.v1.Admin/Export',
+            rockbed_dot_v1_dot_admin__pb2.ExportRequest.SerializeToString,
+            rockbed_dot_v1_dot_admin__pb2.ExportProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Import(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/rockbed.v1.Admin/Import',
+            rockbed_dot_v1_dot_admin__pb2.ImportRequest.SerializeToString,
+            rockbed_dot_v1_dot_admin__pb2.ImportProgress.FromString,
             options,
             channel_credentials,
             insecure,

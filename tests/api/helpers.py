@@ -12,6 +12,7 @@ import numpy as np
 
 from rockbed import Connection, PyEmbedding, PyInitializer, PyOptimizer, PyStorage
 from rockbed.client.embedded import Embedded
+from rockbed.reports import ExportReport, ImportReport
 from rockbed.server.daemon import Daemon
 from rockbed.server.daemon_config import ServerConfig
 from rockbed.server.engine import Engine
@@ -58,6 +59,12 @@ class Served(PyStorage):
 
     def dump(self, path: Any, condition: Any = None) -> int:
         return super().dump(Path(path).name, condition)
+
+    def export(self, path: Any, **options: Any) -> ExportReport:
+        return super().export(Path(path).name, **options)
+
+    def import_(self, path: Any, **options: Any) -> ImportReport:
+        return super().import_(Path(path).name, **options)
 
     def checkpoint(self, path: Any) -> None:
         super().checkpoint(Path(path).name)

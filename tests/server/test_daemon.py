@@ -1,6 +1,7 @@
 """A server over the wire: what it refuses and how it says so, requests that are applied once, restarts."""
 
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from rockbed import (
 )
 from rockbed.config import StoreConfig
 from rockbed.errors import all_errors
+from rockbed.server import exporting
 from rockbed.server.daemon import Daemon
 from rockbed.server.daemon_config import ServerConfig
 from rockbed.server.engine import Engine
+from rockbed.server.group import Group
 from rockbed.server.limits import Limits
+from rockbed.server.scanning import Rows, scan
 from rockbed.v1 import admin_pb2, admin_pb2_grpc, embedding_pb2, embedding_pb2_grpc
 from rockbed.wire import CODE_KEY
 from tests.api.helpers import embedding, keys_of, ones, sgd
@@ -128,6 +132,8 @@ def test_copies_have_names_and_no_paths(server: Server, channel: grpc.Channel, n
     for call, request in (
         (stub.Checkpoint, admin_pb2.CheckpointRequest(name=name)),
         (stub.Dump, admin_pb2.DumpRequest(name=name)),
+        (lambda request: next(stub.Export(request)), admin_pb2.ExportRequest(name=name, format="npz")),
+        (lambda request: next(stub.Import(request)), admin_pb2.ImportRequest(name=name, mode="replace")),
     ):
         assert refused(call, request)[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_config")
     assert sorted(server.folder.iterdir()) == before
@@ -136,6 +142,24 @@ def test_copies_have_names_and_no_paths(server: Server, channel: grpc.Channel, n
 def test_an_empty_request_drops_no_group(channel: grpc.Channel) -> None:
     found = refused(admin_pb2_grpc.AdminStub(channel).DropGroup, admin_pb2.DropGroupRequest())
     assert found[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_config")
+
+
+def test_an_export_whose_client_has_gone_ends_and_leaves_nothing(
+    server: Server, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(engine: Engine, group: Group) -> Iterator[Rows]:
+        rows = next(scan(engine, group))
+        while True:
+            yield rows
+
+    monkeypatch.setattr(exporting, "scan", endless)
+    call = admin_pb2_grpc.AdminStub(channel).Export(admin_pb2.ExportRequest(name="export", format="npz"))
+    assert next(call).rows_seen == 10
+    (worker,) = (thread for thread in threading.enumerate() if thread.name == "rockbed-long-call")
+    call.cancel()
+    worker.join(30)
+    assert not worker.is_alive()
+    assert [path.name for path in server.folder.iterdir()] == ["store"]
 
 
 def test_random_bytes_at_every_method_change_nothing(server: Server, channel: grpc.Channel) -> None:

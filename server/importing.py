@@ -1,0 +1,161 @@
+"""Import: rows of an export, or of a damo-embedding dump, into a store."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rockbed.errors import DimMismatch, GroupConflict, InvalidConfig, RowNotFinite, StorageCorrupt, UnknownGroup
+from rockbed.reports import ImportReport
+from rockbed.requests import ImportOptions, PutRows
+from rockbed.server.group import Group
+from rockbed.server.import_sources import Source, sources_of
+from rockbed.server.putting import put
+from rockbed.server.rules import rules_of
+from rockbed.types import F32, I64
+
+if TYPE_CHECKING:
+    from rockbed.server.engine import Engine
+
+BATCH_BYTES_MAX = 4 << 20  # of rows in one journal entry
+DISTINCT_KEYS_MAX = 1 << 24  # that are compared with each other at a time, 8 bytes each
+
+
+def import_(
+    engine: "Engine", path: Path, options: ImportOptions, progress: Callable[[int, int], None] | None
+) -> ImportReport:
+    """See PyStorage.import_."""
+    engine.check_open()
+    engine.must_be_writable("import")
+    sources = _chosen(path, sources_of(path), options)
+    tell = progress or (lambda done, total: None)
+    total = sum(source.rows for source in sources)
+    for source in sources:
+        _must_fit(engine.groups.get(source.number), source, path)
+    for source in sources:
+        padding = _padding_key(engine, source)
+        for file, rows in source.tables():
+            _check_rows(path / file if path.is_dir() else path, rows, padding)
+            tell(0, total)
+        _check_distinct(source, path)
+    report = ImportReport(options.mode)
+    done = 0
+    for source in sources:
+        group = _group_for(engine, source, report)
+        report.rows_read[source.number] = source.rows
+        report.rows_written[source.number] = 0
+        for _, rows in source.tables():
+            for batch in _batches(group, rows):
+                report.rows_written[source.number] += put(engine, source.number, batch, mode=options.mode)
+                done += batch.keys.size
+                tell(done, total)
+    return report
+
+
+def _chosen(path: Path, sources: list[Source], options: ImportOptions) -> list[Source]:
+    there = [source.number for source in sources]
+    absent = [group for group in options.groups or () if group not in there]
+    if absent:
+        raise UnknownGroup(f"{path} has no group {absent[0]} (it has: {', '.join(map(str, there)) or 'none'})")
+    return [source for source in sources if options.groups is None or source.number in options.groups]
+
+
+def _must_fit(group: Group | None, source: Source, path: Path) -> None:
+    """Raise unless the store's group, if there is one, can take the rows."""
+    if group is None:
+        if source.config is None:
+            raise UnknownGroup(
+                f"group {source.number} does not exist, and {path}, a dump, does not say how it learns: open a "
+                f"PyEmbedding of dim {source.dim} on it first"
+            )
+        return
+    if group.config.dim != source.dim:
+        raise DimMismatch(
+            f"group {source.number} stores rows of dim {group.config.dim}, {path} has rows of dim {source.dim}: import "
+            "into another store, or leave the group out"
+        )
+    if source.config is None or source.slots is None:
+        return
+    stored, sent = group.optimizer, rules_of(source.config)[0]
+    if (stored.name, stored.slots(source.dim)) != (sent.name, sent.slots(source.dim)):
+        raise GroupConflict(
+            f"group {source.number} holds the slots of optimizer {stored.name!r}, {path} those of {sent.name!r}: "
+            "export without slots to import the weights alone, or leave the group out"
+        )
+
+
+def _group_for(engine: "Engine", source: Source, report: ImportReport) -> Group:
+    if source.number not in engine.groups and source.config is not None:
+        engine.open_group(source.config)
+        engine.opened_here.discard(source.number)  # whoever opens it first may still change its settings
+        report.groups_created.append(source.number)
+    return engine.group(source.number)
+
+
+# --- checks before the first row is written ---
+
+
+def _padding_key(engine: "Engine", source: Source) -> int | None:
+    group = engine.groups.get(source.number)
+    config = source.config if group is None else group.config
+    return None if config is None else config.padding_key
+
+
+def _check_rows(file: Path, rows: PutRows, padding: int | None) -> None:
+    for what, values in (("weights", rows.weights), ("slots", rows.slots)):
+        if values is not None:
+            _check_finite(file, rows.keys, values, what)
+    for what, numbers in (("update_num", rows.update_num), ("update_time", rows.update_time_ms)):
+        if numbers is not None and not 0 <= numbers.min() <= numbers.max() <= 1 << 62:
+            raise StorageCorrupt(
+                f"{file}: {what} holds {numbers.min()} to {numbers.max()}, which cannot be. Nothing was imported; "
+                "export it again"
+            )
+    if padding is not None and (rows.keys.view(np.uint64) == np.uint64(padding % 2**64)).any():
+        raise InvalidConfig(
+            f"{file} has a row for key {padding}, which is the padding key of its group and has none. Nothing was "
+            "imported"
+        )
+
+
+def _check_finite(file: Path, keys: I64, values: F32, what: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if bad.size:
+        raise RowNotFinite(
+            f"{file}: the {what} of {bad.size} rows hold NaN or Inf, the first of key {keys[bad[0]]}. Nothing was "
+            "imported; leave these rows out"
+        )
+
+
+def _check_distinct(source: Source, path: Path) -> None:
+    # Keys of all files together need not fit into memory: one part of them is compared at a time.
+    parts = -(-source.rows // DISTINCT_KEYS_MAX)
+    for part in range(parts):
+        keys = np.sort(np.concatenate([keys[_part_of(keys, parts) == part] for keys in source.key_arrays()]))
+        twice = keys[1:][keys[1:] == keys[:-1]]
+        if twice.size:
+            raise StorageCorrupt(
+                f"{path}: group {source.number} has {twice.size} rows for keys that have one already, the first for "
+                f"key {twice[0]}. Nothing was imported; export it again"
+            )
+
+
+def _part_of(keys: I64, parts: int) -> I64:
+    mixed = keys.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # keys that are multiples of `parts` spread too
+    part: I64 = ((mixed >> np.uint64(32)) % np.uint64(parts)).astype(np.int64)
+    return part
+
+
+def _batches(group: Group, rows: PutRows) -> Iterator[PutRows]:
+    """Parts that fit into a journal entry of a moderate size, and into the memory budget."""
+    step = max(1, min(BATCH_BYTES_MAX // group.record_bytes, group.table.capacity // 4))
+    for start in range(0, rows.keys.size, step):
+        part = slice(start, start + step)
+        yield PutRows(
+            rows.keys[part],
+            rows.weights[part],
+            None if rows.slots is None else rows.slots[part],
+            None if rows.update_num is None else rows.update_num[part],
+            None if rows.update_time_ms is None else rows.update_time_ms[part],
+        )

@@ -2,7 +2,8 @@
 
 Each call works on 65,536 random, distinct rows of a slab of a million; the figure is the median of the calls. The rules
 take turns, so that a slow spell of the machine hits all of them. The last lines are, to compare with, a
-bare Adagrad loop that does not ask for rows ahead, and a gather of as many bytes (np.take).
+bare Adagrad loop that does not ask for rows ahead, the statistics of the gradients that every push makes, and a gather
+of as many bytes (np.take).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import numpy as np
 
 from rockbed.kernels import kernel
 from rockbed.optimizers import initializer_names, make_initializer, make_optimizer, optimizer_names
+from rockbed.storage.hot_kernels import squared_norms
 from rockbed.types import F32, I64
 
 CAPACITY = 1_000_000
@@ -81,6 +83,7 @@ def reference_calls(dim: int) -> dict[str, Call]:
     return {
         "adagrad": rule_call("adagrad", dim),
         "adagrad without prefetch": lambda rows: adagrad_without_prefetch(data, rows, grads, lr, eps),
+        "squared_norms of gradients": lambda rows: squared_norms(grads),
         "np.take of the same rows": lambda rows: np.take(data, rows, axis=0, out=out, mode="clip"),
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from rockbed.client.connection import Connection
+from rockbed.client.tracing import trace_headers
 from rockbed.errors import (
     DeadlineExceeded,
     InvalidConfig,
@@ -71,7 +72,7 @@ class Transport:
         """Send a request; `finish` waits for its answer."""
         self._check_open()
         timeout = None if long else self._connection.deadline_s
-        return self._method(method).future(request, timeout=timeout, metadata=self._metadata)
+        return self._method(method).future(request, timeout=timeout, metadata=self._metadata + trace_headers())
 
     def finish(self, sent: Any, method: str, request: Any, *, again: bool, long: bool = False) -> Any:
         """The answer to what `start` sent; the request is sent again if `again` and the server was away."""
@@ -94,7 +95,7 @@ class Transport:
         """The answers to a request that has several."""
         self._check_open()
         try:
-            yield from self._method(method)(request, metadata=self._metadata)
+            yield from self._method(method)(request, metadata=self._metadata + trace_headers())
         except grpc.RpcError as failed:
             raise self._error(failed, method) from None
 

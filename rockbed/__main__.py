@@ -5,9 +5,9 @@ import sys
 try:
     from rockbed.server.cli import main
 except ModuleNotFoundError as error:
-    if error.name != "typer":
+    if error.name not in ("prometheus_client", "typer"):
         raise
-    sys.exit("rockbed: the command line needs typer: pip install 'rockbed[server]'")
+    sys.exit(f"rockbed: the command line needs {error.name}: pip install 'rockbed[server]'")
 
 if __name__ == "__main__":
     main()

@@ -23,6 +23,13 @@ def kernel(function: F) -> F:
     return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
+def statistic(function: F) -> F:
+    """Like `kernel`, for figures that people look at and no row depends on: the compiler may reorder and fuse their
+    sums, which makes them several times as fast."""
+    fastmath = {"reassoc", "contract"}
+    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=fastmath)(function))
+
+
 def inlined(function: F) -> F:
     """A small function that LLVM inlines into the kernels that call it. Not cached on its own."""
     return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))

@@ -69,7 +69,9 @@ class Background:
         if engine.journal.total_bytes < limit // 2:
             return
         self._wake.set()
-        with self._room:
+        if engine.journal.total_bytes < limit:
+            return
+        with engine.journal_stall.waiting(), self._room:
             while engine.journal.total_bytes >= limit and not self._stopping:
                 error = self._write_back.error
                 if error is not None:
@@ -121,9 +123,11 @@ class Background:
         self._engine.hold_compaction(late and self._engine.has_changed())
         overdue = now - self._flushed_at >= self._engine.config.write_back_interval_s
         pressing = self._pressing()
-        if pressing or (overdue and self._engine.has_changed()):
-            self._engine.flush()
         if pressing or overdue:
+            if pressing or self._engine.has_changed():
+                self._engine.flush()
+            else:
+                self._engine.write_back.clean_at = now
             self._flushed_at = time.monotonic()
             with self._room:
                 self._room.notify_all()

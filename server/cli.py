@@ -4,6 +4,8 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +13,12 @@ import typer
 
 from rockbed._version import __version__
 from rockbed.config import StoreConfig
-from rockbed.errors import RockbedError
+from rockbed.errors import InvalidConfig, RockbedError
 from rockbed.server.daemon import Daemon
 from rockbed.server.daemon_config import ServerConfig
 from rockbed.server.engine import Engine
 from rockbed.server.limits import Limits
+from rockbed.server.service_observing import Observer
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
@@ -51,6 +54,8 @@ def serve(
     exports: Annotated[
         Path | None, typer.Option(help="Directory of the dumps, exports and imports asked for by clients.")
     ] = None,
+    metrics_listen: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus, on any address.")] = None,
+    traces: Annotated[bool, typer.Option(help="Send OpenTelemetry traces; OTEL_* variables say where to.")] = False,
 ) -> None:
     """Serve a store over gRPC until SIGTERM or Ctrl-C; then finish what is under way, write back, and end.
 
@@ -76,18 +81,36 @@ def serve(
             limits=limits,
             checkpoints=checkpoints,
             exports=exports,
+            metrics_listen=metrics_listen,
             **chosen,
         )
-        _serve(data, store, server)
+        with _tracing(traces) as observers:
+            _serve(data, store, server, observers)
     except RockbedError as error:
         typer.echo(f"rockbed: {error}", err=True)
         raise typer.Exit(1) from None
 
 
-def _serve(data: Path, store: StoreConfig, server: ServerConfig) -> None:
+@contextmanager
+def _tracing(wanted: bool) -> Iterator[list[Observer]]:
+    if not wanted:
+        yield []
+        return
+    try:
+        from rockbed.server.service_tracing import Tracing, provider_from_environment
+    except ModuleNotFoundError as error:
+        raise InvalidConfig(f"--traces needs {error.name}: pip install 'rockbed[tracing]'") from None
+    tracing = Tracing(provider_from_environment())
+    try:
+        yield [tracing]
+    finally:
+        tracing.close()
+
+
+def _serve(data: Path, store: StoreConfig, server: ServerConfig, observers: list[Observer]) -> None:
     engine = Engine(data, store)
     try:
-        daemon = Daemon(engine, server)
+        daemon = Daemon(engine, server, observers=observers)
         asked = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: asked.set())

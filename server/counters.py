@@ -22,3 +22,5 @@ class Counters:
     skipped_absent: int = 0  # gradients dropped because their key had no row
     skipped_unadmitted: int = 0
     skipped_not_finite: int = 0
+    rejected_not_finite: int = 0  # pushes refused as a whole because a gradient of this group held NaN or Inf
+    gradient_square_sum: float = 0.0  # of the gradients behind `updates`: squared L2 norms, repeats summed, not clipped

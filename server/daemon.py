@@ -9,10 +9,12 @@ from rockbed.errors import ServerUnavailable
 from rockbed.server.access import Role, Tokens
 from rockbed.server.admin import AdminService
 from rockbed.server.daemon_config import ServerConfig
+from rockbed.server.daemon_metrics import MetricsEndpoint
 from rockbed.server.daemon_tls import credentials
 from rockbed.server.engine import Engine
 from rockbed.server.service import EmbeddingService
 from rockbed.server.service_access import Access
+from rockbed.server.service_observing import Observer, Observing
 from rockbed.server.service_parsing import Parsing
 from rockbed.server.service_queue import Queue, Workers
 from rockbed.v1 import admin_pb2_grpc, embedding_pb2_grpc
@@ -26,12 +28,22 @@ class Daemon:
     """Serves an engine until `stop`. The engine stays the caller's, who closes it after."""
 
     def __init__(
-        self, engine: Engine, config: ServerConfig, *, interceptors: Sequence[grpc.ServerInterceptor] = ()
+        self,
+        engine: Engine,
+        config: ServerConfig,
+        *,
+        interceptors: Sequence[grpc.ServerInterceptor] = (),
+        observers: Sequence[Observer] = (),
     ) -> None:
-        """Listen. Raises ServerUnavailable where an address cannot be had, InvalidConfig (tokens, certificates)."""
+        """Listen. observers: are told of every call.
+
+        Raises ServerUnavailable where an address cannot be had, InvalidConfig (tokens, certificates).
+        """
         self.config = config
         self._engine = engine
         self._tokens = None if config.tokens is None else Tokens(config.tokens)
+        self._metrics = None if config.metrics_listen is None else MetricsEndpoint(engine, config.metrics_listen)
+        self._observing = Observing([*observers, *([] if self._metrics is None else [self._metrics.requests])])
         self._interceptors = interceptors
         self._workers = Workers(config.workers, "serve")
         self._streams = Workers(config.streams_max, "stream")
@@ -56,7 +68,7 @@ class Daemon:
         queue = Queue(self._workers, config.queue_max, self._streams, self._refusals)
         server = grpc.server(
             self._workers,
-            interceptors=(access, queue, Parsing(self._streams), *self._interceptors),
+            interceptors=(self._observing, access, queue, Parsing(self._streams), *self._interceptors),
             maximum_concurrent_rpcs=config.workers + config.queue_max + config.streams_max + _REFUSALS_MAX,
             options=(
                 ("grpc.max_receive_message_length", most),
@@ -103,6 +115,11 @@ class Daemon:
             else self.config.target(self.config.admin_listen, self._ports[1])
         )
 
+    @property
+    def metrics_port(self) -> int | None:
+        """Where metrics are served, None if nowhere."""
+        return None if self._metrics is None else self._metrics.port
+
     def stop(self, drain_s: float = DRAIN_S) -> None:
         """Take no more calls, wait for those under way, end those that take longer than drain_s. May be repeated."""
         stopping = [server.stop(drain_s) for server in self._servers]
@@ -110,3 +127,5 @@ class Daemon:
             stopped.wait(drain_s + _LAST_S)  # not for ever: what is written back after must not wait
         for pool in (self._workers, self._streams, self._refusals):
             pool.shutdown(wait=False)
+        if self._metrics is not None:
+            self._metrics.stop()

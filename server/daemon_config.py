@@ -19,7 +19,8 @@ class ServerConfig:
     it although it is not encrypted, or lets everyone in. tls_cert, tls_key: PEM files, read again when they change;
     tls_client_ca: PEM file; only clients with a certificate of that authority get in. tokens: a file (access.py).
     workers: threads that serve; queue_max: requests that may wait for one; streams_max: streams open at a time.
-    checkpoints, exports: directories that clients may have copies written into, by name.
+    checkpoints, exports: directories that clients may have copies written into, by name. metrics_listen: "HOST:PORT"
+    where Prometheus finds metrics, on any address, for they hold no rows; None = nowhere.
     """
 
     listen: str = "127.0.0.1:7400"
@@ -35,6 +36,7 @@ class ServerConfig:
     limits: Limits = field(default_factory=Limits)
     checkpoints: Path | None = None
     exports: Path | None = None
+    metrics_listen: str | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -48,6 +50,8 @@ class ServerConfig:
         ]
         if self.admin_listen is not None:
             problems += self._listen_problems("admin_listen", self.admin_listen)
+        if self.metrics_listen is not None and not _is_address(self.metrics_listen):
+            problems.append(f"metrics_listen is {self.metrics_listen!r}, not HOST:PORT")
         for name in ("checkpoints", "exports"):
             path = getattr(self, name)
             if path is not None and not path.is_dir():
@@ -72,10 +76,9 @@ class ServerConfig:
     def _listen_problems(self, name: str, listen: str) -> list[str]:
         if listen.startswith("unix:"):
             return [] if len(listen) > len("unix:") else [f"{name} is 'unix:' without a path"]
-        host, colon, port = listen.rpartition(":")
-        if not host or not colon or not port.isdigit() or int(port) > 65_535:
+        if not _is_address(listen):
             return [f"{name} is {listen!r}, not HOST:PORT or unix:/path"]
-        if self.insecure or _is_loopback(host.strip("[]")):
+        if self.insecure or _is_loopback(listen.rpartition(":")[0].strip("[]")):
             return []
         lacks = []
         if self.tls_cert is None:
@@ -93,6 +96,11 @@ class ServerConfig:
             return "grpc+unix://" + listen.removeprefix("unix:")
         scheme = "grpc" if self.tls_cert is None else "grpcs"
         return f"{scheme}://{listen.rpartition(':')[0]}:{port}"
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdigit() and int(port) <= 65_535
 
 
 def _is_loopback(host: str) -> bool:

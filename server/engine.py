@@ -32,6 +32,7 @@ from rockbed.server.fitting import differences, must_fit
 from rockbed.server.group import Group
 from rockbed.server.removals import Removals
 from rockbed.server.rules import rules_of
+from rockbed.server.stall import Stall
 from rockbed.storage.catalog import Catalog
 from rockbed.storage.entries import Kind, group_parts, push_parts
 from rockbed.storage.hot import Budget, NeedSpace
@@ -60,6 +61,7 @@ class Engine:
         self.clients = Clients()
         self.store_ttl_s = config.ttl_s
         self.budget = Budget(config.memory_budget)
+        self.journal_stall, self.memory_stall = Stall(), Stall()
         self._clock = clock
         self._latest_ms = 0
         self.opened_here: set[int] = set()  # groups that someone of this process has opened
@@ -279,7 +281,7 @@ class Engine:
         self.check_open()
         self.must_be_writable("flush")
         with self.write_back.mutex:
-            target = self.journal.last_lsn
+            began, target = time.monotonic(), self.journal.last_lsn
             self.journal.rotate()
             for group in list(self.groups.values()):
                 self.write_back.write(group)
@@ -289,7 +291,7 @@ class Engine:
             catalog = self.catalog(target)
             self.journal.sync()  # the requests that the catalog says were applied must be as durable as the catalog
             catalog.write(self.directory)
-            self.flushed_lsn = target
+            self.flushed_lsn, self.write_back.clean_at = target, began
             self.dropped.clear()
             self.journal.trim(target)
             return target

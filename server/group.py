@@ -16,6 +16,7 @@ from rockbed.server.admission import Admission, make_admission
 from rockbed.server.counters import Counters
 from rockbed.server.fitting import must_take
 from rockbed.server.host import Host
+from rockbed.server.recent import RecentMaximum
 from rockbed.server.rules import rules_of
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.hot import HotTable, NeedSpace
@@ -42,6 +43,7 @@ class Group:
         self.number = config.group
         self.lock = GuardedLock()
         self.counters = Counters()
+        self.gradient_norm = RecentMaximum()
         self._host = host
         self.optimizer, self.schedule, self.initializer = rules_of(config)
         self.config = config
@@ -372,15 +374,18 @@ class Group:
         return {"config": self.config.to_json(), "rows": self.counters.rows, "global_step": self.global_step}
 
     def statistics(self) -> dict[str, Any]:
-        """Counters and sizes. With the lock held."""
+        """Counters and sizes. Takes the lock."""
         table = self.table
-        return {
-            "dim": self.config.dim,
-            "optimizer": self.config.optimizer["name"],
-            **asdict(self.counters),
-            "memory_rows": table.count,
-            "memory_bytes": table.memory_bytes(),
-            "dirty_rows": table.dirty_count(),
-            "evictions": table.evictions,
-            "admission_bytes": self.admission.memory_bytes() if self.admission else 0,
-        }
+        dirty = table.dirty_count()  # looks at every row in memory: calls need not wait for that
+        with self.lock:
+            return {
+                "dim": self.config.dim,
+                "optimizer": self.config.optimizer["name"],
+                **asdict(self.counters),
+                "gradient_norm_max": self.gradient_norm.value(),
+                "memory_rows": table.count,
+                "memory_bytes": table.memory_bytes(),
+                "dirty_rows": dirty,
+                "evictions": table.evictions,
+                "admission_bytes": self.admission.memory_bytes() if self.admission else 0,
+            }

@@ -3,6 +3,7 @@
 `replay` does the same from a journal entry: it brings the rows, skips those that have seen the entry, and applies.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,6 +50,8 @@ def must_be_finite(group: Group, keys: I64, grads: F32) -> None:
     if group.config.not_finite == "reject":
         bad = group._not_padding(keys, not_finite_rows(grads))
         if bad.size:
+            with group.lock:
+                group.counters.rejected_not_finite += 1
             row = grads[bad[0]]
             raise GradientNotFinite(
                 f"group {group.number}: {bad.size} of {len(keys)} gradients hold NaN or Inf, the first for key "
@@ -211,6 +214,7 @@ def apply(group: Group, rows: I64, grads: F32, *, sequential: bool, step: int, n
     sequential: rows may repeat and are updated in order; otherwise they are distinct. step: the global step, or -1 for
     each row's own.
     """
+    norms: list[tuple[float, float]] = []
     if sequential and rows.size:
         first, inverse, rank = (np.empty(rows.size, np.int64) for _ in range(3))
         count = k.distinct(rows, group.table.mark, first, inverse)
@@ -219,16 +223,20 @@ def apply(group: Group, rows: I64, grads: F32, *, sequential: bool, step: int, n
         ends = np.cumsum(np.bincount(rank))
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             at = order[start:end]
-            _update(group, rows[at], grads[at], step, now_ms, lsn)
+            norms.append(_update(group, rows[at], grads[at], step, now_ms, lsn))
     elif rows.size:
-        in_parts(rows.size, lambda part: _update(group, rows[part], grads[part], step, now_ms, lsn))
+        in_parts(rows.size, lambda part: norms.append(_update(group, rows[part], grads[part], step, now_ms, lsn)))
     group.counters.updates += rows.size
+    group.counters.gradient_square_sum += sum(total for total, _ in norms)
+    group.gradient_norm.note(math.sqrt(max((largest for _, largest in norms), default=0.0)))
 
 
-def _update(group: Group, rows: I64, grads: F32, step: int, now_ms: int, lsn: int) -> None:
+def _update(group: Group, rows: I64, grads: F32, step: int, now_ms: int, lsn: int) -> tuple[float, float]:
     # rows: distinct, so that parts of a batch can be updated side by side
+    norms: tuple[float, float] = k.squared_norms(grads)  # first: the update finds the gradients in the cache
     with np.errstate(all="ignore"):  # a caller's setting must not make this raise: the journal has the push
         _update_rows(group, rows, grads, step, now_ms, lsn)
+    return norms
 
 
 def _update_rows(group: Group, rows: I64, grads: F32, step: int, now_ms: int, lsn: int) -> None:

@@ -9,6 +9,7 @@ import grpc
 
 from rockbed.errors import InvalidConfig
 from rockbed.server.service_errors import answered
+from rockbed.server.service_observing import received
 
 
 class Parsing(grpc.ServerInterceptor):  # type: ignore[misc]
@@ -28,9 +29,11 @@ class Parsing(grpc.ServerInterceptor):  # type: ignore[misc]
 
         def parsed(data: bytes) -> Any:
             try:
-                return parse(data)
+                message = parse(data)
             except Exception:  # protobuf's own class for it differs from version to version
                 raise InvalidConfig(f"{len(data)} bytes that are no request of {name}: see proto/rockbed/v1") from None
+            received(message, len(data))
+            return message
 
         if handler.request_streaming and handler.response_streaming:
 

@@ -33,7 +33,7 @@ def with_space(engine: "Engine", call: Callable[[], _Result], doing: str) -> _Re
 
 def make_space(engine: "Engine", need: NeedSpace) -> None:
     """Write dirty rows back so that they can be evicted, or take memory from another group."""
-    with engine.write_back.mutex:
+    with engine.memory_stall.waiting(), engine.write_back.mutex:
         group = next((g for g in list(engine.groups.values()) if g.table is need.table), None)
         if group is None:
             return  # dropped meanwhile, as the caller will find

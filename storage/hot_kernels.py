@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from rockbed.kernels import kernel, prefetch
+from rockbed.kernels import kernel, prefetch, statistic
 from rockbed.storage.index import insert_one, remove_one
 from rockbed.storage.record import slot_of
 from rockbed.types import F32, I32, I64, U8
@@ -190,6 +190,20 @@ def clip_norm(grads: F32, limit: float) -> None:
             scale = np.float32(limit / norm)
             for j in range(grads.shape[1]):
                 grads[i, j] *= scale
+
+
+@statistic
+def squared_norms(grads: F32) -> tuple[float, float]:
+    """The sum of the squared L2 norms of the rows of float32[n, dim], in float64, and the largest of them."""
+    total = 0.0
+    largest = 0.0
+    for i in range(grads.shape[0]):
+        square = 0.0
+        for j in range(grads.shape[1]):
+            square += np.float64(grads[i, j]) * np.float64(grads[i, j])
+        total += square
+        largest = max(largest, square)
+    return total, largest
 
 
 @kernel

@@ -62,6 +62,7 @@ class WriteBack:
         self._check = check
         self._files = files
         self.rows_written = 0
+        self.clean_at = time.monotonic()  # whatever changed before has been written back
 
     def write(self, part: Part) -> int:
         """Write the rows of a group that are dirty now. Returns how many; on an error they stay dirty."""

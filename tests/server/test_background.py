@@ -315,6 +315,8 @@ def test_pushes_wait_while_write_back_is_at_work_and_go_on_when_it_is_done(
         may_end.set()
         waiting.join(20)
         assert not waiting.is_alive()
+    assert storage.stats()["journal_stalls"] == 1
+    assert storage.stats()["journal_stall_s"] > 0
     until(lambda: storage.stats()["journal_bytes"] < LIMIT)
     np.testing.assert_array_equal(rows.lookup(KEYS)[:, 0], np.full(KEYS.size, -0.5 * (pushed + 1)))
     assert_sound(storage)

@@ -1,4 +1,4 @@
-"""Calls over gRPC: deadlines, trying again, and errors as Rockbed's own. The only client file that knows grpc."""
+"""Calls over gRPC: deadlines, trying again, and errors as Rockbed's own."""
 
 import os
 import random
@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from rockbed.client.connection import Connection
+from rockbed.client.target import address
 from rockbed.client.tracing import trace_headers
 from rockbed.errors import (
     DeadlineExceeded,
@@ -166,23 +167,14 @@ def _channel(target: str, connection: Connection) -> Any:
     if not target.startswith("grpcs://"):
         if given:
             raise InvalidConfig(f"{', '.join(given)}: {target} is not encrypted; one with TLS is grpcs://HOST:PORT")
-        return grpc.insecure_channel(_address(target), _OPTIONS)
+        return grpc.insecure_channel(address(target), _OPTIONS)
     files = (connection.tls_ca, connection.tls_key, connection.tls_cert)
     try:
         contents = [None if path is None else Path(path).read_bytes() for path in files]
     except OSError as error:
         raise InvalidConfig(f"{error.filename} cannot be read: {error.strerror}") from None
     name = () if connection.tls_name is None else (("grpc.ssl_target_name_override", connection.tls_name),)
-    return grpc.secure_channel(_address(target), grpc.ssl_channel_credentials(*contents), _OPTIONS + name)
-
-
-def _address(target: str) -> str:
-    if target.startswith("grpc+unix://"):
-        return "unix:" + target.removeprefix("grpc+unix://")
-    host, colon, port = target.partition("://")[2].rpartition(":")
-    if not host or not colon or not port.isdigit() or not 0 < int(port) < 65_536 or "/" in host:
-        raise InvalidConfig(f"{target!r} names no server: give grpc://HOST:PORT, as in grpc://127.0.0.1:7400")
-    return f"{host}:{port}"
+    return grpc.secure_channel(address(target), grpc.ssl_channel_credentials(*contents), _OPTIONS + name)
 
 
 def _trailer(failed: Any, key: str) -> str | None:

@@ -1,4 +1,7 @@
-"""The command line: `rockbed serve`."""
+"""The command line: `rockbed serve`, `rockbed health`.
+
+What a command needs is imported in it, so that those that only ask a server start at once.
+"""
 
 import logging
 import signal
@@ -7,18 +10,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rockbed._version import __version__
-from rockbed.config import StoreConfig
 from rockbed.errors import InvalidConfig, RockbedError
-from rockbed.server.daemon import Daemon
-from rockbed.server.daemon_config import ServerConfig
-from rockbed.server.engine import Engine
-from rockbed.server.limits import Limits
-from rockbed.server.service_observing import Observer
+
+if TYPE_CHECKING:
+    from rockbed.config import StoreConfig
+    from rockbed.server.daemon_config import ServerConfig
+    from rockbed.server.service_observing import Observer
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
@@ -62,7 +64,11 @@ def serve(
     Example: rockbed serve --data ./model --checkpoints ./checkpoints
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
+    with _errors_said():
+        from rockbed.config import StoreConfig
+        from rockbed.server.daemon_config import ServerConfig
+        from rockbed.server.limits import Limits
+
         store = StoreConfig(
             ttl_s=ttl,
             memory_budget=memory_budget,
@@ -86,13 +92,37 @@ def serve(
         )
         with _tracing(traces) as observers:
             _serve(data, store, server, observers)
-    except RockbedError as error:
+
+
+@app.command()
+def health(
+    server: Annotated[str, typer.Option(help="HOST:PORT or unix:/path/of/a/socket.")] = "127.0.0.1:7400",
+    service: Annotated[str, typer.Option(help="One service, such as rockbed.v1.Embedding; all if not given.")] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 3.0,
+) -> None:
+    """Exit with 0 if a server is SERVING, and with 1 and the reason if not: for containers and scripts.
+
+    Example: rockbed health --server 127.0.0.1:7400
+    """
+    with _errors_said():
+        from rockbed.client.health_transport import check
+
+        check(server, service, timeout_s=timeout)
+    typer.echo("SERVING")
+
+
+@contextmanager
+def _errors_said() -> Iterator[None]:
+    """What the user can mend, a library that is not installed included, ends the command with one line and 1."""
+    try:
+        yield
+    except (RockbedError, ModuleNotFoundError) as error:
         typer.echo(f"rockbed: {error}", err=True)
         raise typer.Exit(1) from None
 
 
 @contextmanager
-def _tracing(wanted: bool) -> Iterator[list[Observer]]:
+def _tracing(wanted: bool) -> "Iterator[list[Observer]]":
     if not wanted:
         yield []
         return
@@ -107,7 +137,10 @@ def _tracing(wanted: bool) -> Iterator[list[Observer]]:
         tracing.close()
 
 
-def _serve(data: Path, store: StoreConfig, server: ServerConfig, observers: list[Observer]) -> None:
+def _serve(data: Path, store: "StoreConfig", server: "ServerConfig", observers: "list[Observer]") -> None:
+    from rockbed.server.daemon import Daemon
+    from rockbed.server.engine import Engine
+
     engine = Engine(data, store)
     try:
         daemon = Daemon(engine, server, observers=observers)

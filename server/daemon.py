@@ -14,9 +14,11 @@ from rockbed.server.daemon_tls import credentials
 from rockbed.server.engine import Engine
 from rockbed.server.service import EmbeddingService
 from rockbed.server.service_access import Access
+from rockbed.server.service_health import HealthService
 from rockbed.server.service_observing import Observer, Observing
 from rockbed.server.service_parsing import Parsing
 from rockbed.server.service_queue import Queue, Workers
+from rockbed.server.service_reflection import ReflectionService
 from rockbed.v1 import admin_pb2_grpc, embedding_pb2_grpc
 
 DRAIN_S = 30.0
@@ -48,6 +50,7 @@ class Daemon:
         self._workers = Workers(config.workers, "serve")
         self._streams = Workers(config.streams_max, "stream")
         self._refusals = ThreadPoolExecutor(1, thread_name_prefix="rockbed-refuse")
+        self._health, self._reflection = HealthService(engine), ReflectionService()
         self._servers: list[grpc.Server] = []
         self._ports: list[int] = []
         try:
@@ -59,6 +62,7 @@ class Daemon:
         except BaseException:
             self.stop(0)
             raise
+        engine.on_failure = self._health.tell
         for server in self._servers:
             server.start()
 
@@ -87,6 +91,8 @@ class Daemon:
             self._engine, config.limits, access, checkpoints=config.checkpoints, exports=config.exports
         )
         admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
+        self._health.add_to(server)
+        self._reflection.add_to(server)
         self._servers.append(server)
         # a socket file has its own permissions, and nothing on it leaves the machine
         secrets = None if listen.startswith("unix:") else credentials(config)
@@ -122,7 +128,9 @@ class Daemon:
 
     def stop(self, drain_s: float = DRAIN_S) -> None:
         """Take no more calls, wait for those under way, end those that take longer than drain_s. May be repeated."""
+        self._health.stop()  # before calls are refused, so that who watches it sends no more
         stopping = [server.stop(drain_s) for server in self._servers]
+        self._reflection.stop()
         for stopped in stopping:
             stopped.wait(drain_s + _LAST_S)  # not for ever: what is written back after must not wait
         for pool in (self._workers, self._streams, self._refusals):

@@ -70,6 +70,7 @@ class Engine:
         self.removals = Removals()
         self._closed = False
         self._failed = ""  # why memory is not what the journal says, if it is not
+        self.on_failure: Callable[[], None] = lambda: None  # called when that happens, with locks held: must not wait
         self._close_lock = threading.Lock()
         self._process = os.getpid()
         self._background: Any = None
@@ -342,6 +343,7 @@ class Engine:
                 f"journal entry {lsn} of {self.directory} is durable, but could not be applied in memory ({error!r}): "
                 "close the storage and open it again, which applies it"
             )
+            self.on_failure()
             raise StorageFailed(self._failed) from error
 
     def hold_compaction(self, hold: bool) -> None:

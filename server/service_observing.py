@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from functools import wraps
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
@@ -72,6 +73,8 @@ class Observing(grpc.ServerInterceptor):  # type: ignore[misc]
         handler = continuation(details)
         if handler is None or not self._observers:
             return handler
+        if getattr(handler.unary_stream, "experimental_non_blocking", False):
+            return handler  # a watch of the server's health: it is called otherwise, and may last for ever
         _, service, method = details.method.split("/")
         stream = handler.request_streaming
         call = CallDetails(service, method, details.invocation_metadata, stream, time.perf_counter())
@@ -80,6 +83,7 @@ class Observing(grpc.ServerInterceptor):  # type: ignore[misc]
         if handler.response_streaming:
             behave = handler.stream_stream if stream else handler.unary_stream
 
+            @wraps(behave)  # which carries the marks that gRPC looks for, as below
             def several(request: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
                 with _Observed(self._observers, call, context) as observed:
                     for answer in behave(request, context):
@@ -87,10 +91,10 @@ class Observing(grpc.ServerInterceptor):  # type: ignore[misc]
                         observed.sent(len(data))
                         yield data
 
-            several.experimental_thread_pool = getattr(behave, "experimental_thread_pool", None)  # type: ignore[attr-defined]
             kind = grpc.stream_stream_rpc_method_handler if stream else grpc.unary_stream_rpc_method_handler
             return kind(several, handler.request_deserializer, None)
 
+        @wraps(handler.unary_unary)
         def one(request: Any, context: grpc.ServicerContext) -> bytes:
             with _Observed(self._observers, call, context) as observed:
                 data: bytes = serialize(handler.unary_unary(request, context))

@@ -3,6 +3,7 @@ lets go of the call: its state stays in memory, and `stop` waits for it."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from typing import Any
 
 import grpc
@@ -25,37 +26,46 @@ class Parsing(grpc.ServerInterceptor):  # type: ignore[misc]
         handler = continuation(details)
         if handler is None:
             return None
-        parse, name = handler.request_deserializer, details.method.rpartition("/")[2]
+        if getattr(handler.unary_stream, "experimental_non_blocking", False):
+            return handler  # it is called otherwise; and of its one request gRPC can let go
+        parse, method = handler.request_deserializer, details.method.lstrip("/")
 
         def parsed(data: bytes) -> Any:
             try:
                 message = parse(data)
             except Exception:  # protobuf's own class for it differs from version to version
-                raise InvalidConfig(f"{len(data)} bytes that are no request of {name}: see proto/rockbed/v1") from None
+                raise InvalidConfig(f"{len(data)} bytes that are no request of {method}: see its .proto file") from None
             received(message, len(data))
             return message
 
         if handler.request_streaming and handler.response_streaming:
 
+            @wraps(handler.stream_stream)  # which carries the marks that gRPC looks for, as on those below
             def stream(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
                 # what cannot be parsed is raised where the handler asks for its next request, and answered there
                 yield from handler.stream_stream((parsed(data) for data in requests), context)
 
-            stream.experimental_thread_pool = self._streams  # type: ignore[attr-defined]  # gRPC's own name for it
+            self._mark(stream)
             return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
         if handler.response_streaming:
 
+            @wraps(handler.unary_stream)
             def several(data: bytes, context: grpc.ServicerContext) -> Iterator[Any]:
                 with answered(context):
                     request = parsed(data)
                 yield from handler.unary_stream(request, context)
 
-            several.experimental_thread_pool = self._streams  # type: ignore[attr-defined]
+            self._mark(several)
             return grpc.unary_stream_rpc_method_handler(several, None, handler.response_serializer)
 
+        @wraps(handler.unary_unary)
         def one(data: bytes, context: grpc.ServicerContext) -> Any:
             with answered(context):
                 request = parsed(data)
             return handler.unary_unary(request, context)
 
         return grpc.unary_unary_rpc_method_handler(one, None, handler.response_serializer)
+
+    def _mark(self, behavior: Any) -> None:
+        # gRPC's own name for the threads that serve a call, where a service has not chosen its own
+        behavior.experimental_thread_pool = getattr(behavior, "experimental_thread_pool", self._streams)

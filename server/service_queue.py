@@ -56,8 +56,8 @@ class Queue(grpc.ServerInterceptor):  # type: ignore[misc]
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
-        if handler is None:
-            return None
+        if handler is None or not details.method.startswith("/rockbed."):
+            return handler  # health and reflection have threads of their own
         if handler.request_streaming or handler.response_streaming:
             if self._streams.tasks < self._streams.threads:
                 return handler

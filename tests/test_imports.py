@@ -23,8 +23,9 @@ BELOW = {
     "engine": {"rockbed", "optimizers", "storage", "engine"},
     "service": {"rockbed", "engine", "service"},
     "client": {"rockbed", "optimizers", "storage", "engine", "client"},
+    "cli": {"rockbed", "engine", "service", "client", "cli"},
 }
-SERVICE_FILES = ("service", "admin", "daemon", "cli", "__main__")
+SERVICE_FILES = ("service", "admin", "daemon")
 
 
 def part_of(module: str) -> str:
@@ -33,7 +34,8 @@ def part_of(module: str) -> str:
     if module in ("rockbed", "rockbed.__main__"):
         return "public"
     if first == "server":
-        return "service" if rest[0].split("_")[0] in SERVICE_FILES else "engine"
+        word = rest[0].split("_")[0]
+        return "cli" if word == "cli" else "service" if word in SERVICE_FILES else "engine"
     return first if first in LINKED else "rockbed"
 
 
@@ -43,7 +45,7 @@ def may_use(library: str, module: str) -> bool:
     words = {word for name in names for word in name.split("_")}
     if library == "grpc":
         transport = names[:1] == ["client"] and "transport" in words
-        return transport or names[:1] == ["v1"] or (part_of(module) == "service" and "cli" not in words)
+        return transport or names[:1] == ["v1"] or part_of(module) == "service"
     if library == "cupy":
         return "gpu" in words
     return library != "rocksdict" or part_of(module) == "storage"
@@ -126,6 +128,8 @@ def test_nobody_imports_a_top_level_folder_by_its_bare_name() -> None:
         ("rockbed.server.engine.apply", "from rockbed.server.service import Servicer"),
         ("rockbed.server.service", "from rockbed.storage import hot"),
         ("rockbed.client.storage", "from rockbed.server import service"),
+        ("rockbed.server.service", "from rockbed.client.storage import PyStorage"),
+        ("rockbed.server.cli", "import grpc"),
         ("rockbed.client.embedding", "import grpc"),
         ("rockbed.storage.hot", "import cupy as cp"),
     ],
@@ -150,10 +154,12 @@ def test_the_lint_sees_an_import_that_points_up(module: str, source: str) -> Non
         ("rockbed.server.service", "import grpc\nfrom rockbed.server.engine import Engine"),
         ("rockbed.client.transport", "import grpc"),
         ("rockbed.client.storage", "from rockbed.server.engine import Engine"),
+        ("rockbed.server.cli", "from rockbed.client.storage import PyStorage"),
     ],
 )
 def test_the_lint_lets_an_import_that_points_down_pass(module: str, source: str) -> None:
-    known = dict.fromkeys(["rockbed", "rockbed.errors", "rockbed.storage.hot", "rockbed.server.engine"], ROOT)
+    lower = ["rockbed", "rockbed.errors", "rockbed.storage.hot", "rockbed.server.engine", "rockbed.client.storage"]
+    known = dict.fromkeys(lower, ROOT)
     assert violations(module, source, known) == []
 
 

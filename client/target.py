@@ -1,0 +1,16 @@
+"""Where a server is, as users write it."""
+
+from rockbed.errors import InvalidConfig
+
+
+def address(target: str) -> str:
+    """gRPC's name of "grpc://host:port", "grpcs://host:port", "host:port", "grpc+unix:///path" or "unix:/path".
+
+    Raises InvalidConfig.
+    """
+    if target.startswith(("grpc+unix://", "unix:")):
+        return "unix:" + target.removeprefix("grpc+unix://").removeprefix("unix:")
+    host, colon, port = target.removeprefix("grpc://").removeprefix("grpcs://").rpartition(":")
+    if not host or not colon or not port.isdigit() or not 0 < int(port) < 65_536 or "/" in host:
+        raise InvalidConfig(f"{target!r} names no server: give grpc://HOST:PORT, as in grpc://127.0.0.1:7400")
+    return f"{host}:{port}"

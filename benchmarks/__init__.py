@@ -1,1 +1,1 @@
-"""Rockbed beside np.take, torch and damo-embedding, in one run: `python -m benchmarks` (docs/benchmarks.md)."""
+"""Rockbed, embedded and served, beside np.take, torch and damo-embedding, in one run: `python -m benchmarks`."""

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import contenders, environments, report, sessions, targets
+from benchmarks import contenders, environments, report, report_served, serving, sessions, targets
 
-PARTS = ("memory", "tables", "crash", "large", "growth")
+PARTS = ("memory", "tables", "crash", "large", "growth", "daemon")
 
 
 def main() -> int:
@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_000_000, help="of most parts (%(default)s)")
     parser.add_argument("--large-rows", type=int, default=10_000_000, help="of the part `large` (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of each workload (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="of several trainers at once, and idle (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="--parts memory,crash --rounds 2, a tenth of the rows")
     parser.add_argument("--directory", type=Path, help="where the stores lie while they are measured (a temporary one)")
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"), help="for the results (%(default)s)")
@@ -37,19 +38,24 @@ def main() -> int:
         if unknown := sorted(set(given) - set(known)):
             parser.error(f"--{what}: {', '.join(unknown)} unknown, known are {', '.join(known)}")
     started = time.perf_counter()
-    pythons = _pythons(names)
+    planned = list(sessions.plan(parts, options.rows, options.large_rows, options.rounds))
+    needed = {"rockbed"}.union(*(session.contenders for session in planned))
+    pythons = _pythons([name for name in names if name in needed])
     root = Path(tempfile.mkdtemp(prefix="rockbed-bench-", dir=options.directory))
     records: list[sessions.Record] = []
     try:
         if "crash" in parts and "rockbed" in pythons:
             records += sessions.crash(pythons["rockbed"], options.rows, options.rounds, root, _say)
-        for session in sessions.plan(parts, options.rows, options.large_rows, options.rounds):
+        for session in planned:
             _say(f"{session.part}: {session.rows:,} rows of dim {session.dim}, {session.tables} table(s)")
             for record in sessions.run(session, pythons, root, options.quick, _say):
                 records.append(record)
-                if record.keys:
-                    rate = report.quantity(record.rate)
-                    _say(f"  {record.workload}, round {record.round + 1}: {record.contender} {rate}/s")
+                _say_rate(record)
+        if "daemon" in parts and "daemon" in pythons:
+            sizes = sessions.sizes_of("daemon", options.quick)
+            for record in serving.run(options.rows, options.rounds, options.seconds, sizes, root, _say):
+                records.append(record)
+                _say_rate(record)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     if options.add:
@@ -90,15 +96,40 @@ def _document(
     records: list[sessions.Record], outcomes: list[targets.Outcome], where: dict[str, Any], seconds: float
 ) -> str:
     facts = ", ".join(f"{name} {value}" for name, value in where.items())
-    return "\n\n".join(
-        (
-            f"Written by `python -m benchmarks {' '.join(sys.argv[1:])}` in {seconds / 60:.0f} minutes. {facts}.",
-            "## Targets\n\nRates: keys a second, the median of the rounds. Ratios: the median of the rounds' ratios.",
-            report.outcome_table(outcomes),
-            "## All figures\n\nKeys a second, the median of the rounds; for calls of 1,000 keys also (p50; p99) in ms.",
-            report.rate_table(records),
-        )
-    )
+    embedded = [record for record in records if record.part != "daemon"]
+    served = [record for record in records if record.part == "daemon"]
+    crowds = [record for record in served if "server_cpu_s" in record.more]
+    medians = "Rates: keys a second, the median of the rounds. Ratios: the median of the rounds' ratios."
+    figures = "Keys a second, the median of the rounds; for calls of 1,000 keys also (p50; p99) in ms."
+    text = [f"Written by `python -m benchmarks {' '.join(sys.argv[1:])}` in {seconds / 60:.0f} minutes. {facts}."]
+    if embedded:
+        text += [
+            f"## Targets\n\n{medians}",
+            report.outcome_table([outcome for outcome in outcomes if outcome.target.part != "daemon"]),
+            f"## All figures\n\n{figures}",
+            report.rate_table(embedded),
+        ]
+    if served:
+        text += [
+            f"## Daemon\n\nOver the loopback, server and clients on the same cores. {medians}",
+            report.outcome_table([outcome for outcome in outcomes if outcome.target.part == "daemon"]),
+            f"### One client\n\n{figures}",
+            report.rate_table([record for record in served if record not in crowds]),
+        ]
+    if crowds:
+        text += [
+            f"### Several clients at once\n\n{report_served.CROWD_NOTE}",
+            report_served.crowd_table(crowds),
+            "### Before anybody calls\n\nFrom the start of the process until it serves; its memory when idle.",
+            report_served.start_table([record for record in served if not record.calls]),
+        ]
+    return "\n\n".join(text)
+
+
+def _say_rate(record: sessions.Record) -> None:
+    if record.keys:
+        rate = report.quantity(record.rate)
+        _say(f"  {record.workload}, round {record.round + 1}: {record.contender} {rate}/s")
 
 
 def machine() -> dict[str, Any]:
@@ -107,7 +138,7 @@ def machine() -> dict[str, Any]:
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
     )
     versions = {}
-    for package in ("numpy", "numba", "rocksdict"):
+    for package in ("numpy", "numba", "rocksdict", "grpcio"):
         versions[package] = importlib.metadata.version(package)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {

@@ -19,7 +19,7 @@ class Unavailable(RuntimeError):
 
 def python_for(name: str) -> Path:
     """The interpreter for a contender, made ready first where needed. Raises Unavailable."""
-    if name == "damo":
+    if name in ("damo", "damo-http"):
         return _environment(".venv-damo", _damo_python(), DAMO, "import damo, numpy")
     if name == "torch" and importlib.util.find_spec("torch") is None:
         return _environment(".venv-torch", sys.executable, TORCH, "import torch, numpy")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ class Worker:
             [str(python or sys.executable), "-m", "benchmarks.worker", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if name == "damo" else None,  # it prints a line for each thing it does
+            stderr=subprocess.DEVNULL if name.startswith("damo") else None,  # it prints a line for each thing it does
             text=True,
             cwd=ROOT,
+            start_new_session=True,  # a process group of its own: a server that the contender starts is stopped with it
             # Without it torch's threads wander over the cores, and its figures have two modes.
             env={**os.environ, "OMP_PROC_BIND": "true"},
         )
@@ -57,16 +59,20 @@ class Worker:
         return seconds
 
     def kill(self) -> None:
-        """End the process at once, as kill -9 does."""
-        if self._process.poll() is None:
+        """End the process, and the servers that it has started, at once, as kill -9 does. May be repeated."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if self._process.stdout.closed:
+            return
+        with suppress(ProcessLookupError):
             self._signal(signal.SIGKILL)
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
 
     def _signal(self, number: int) -> None:
-        self._process.send_signal(number)
+        os.killpg(self._process.pid, number)
 
     def _ask(self, command: dict[str, Any]) -> Measured:
         assert self._process.stdin is not None

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import contenders
 from benchmarks.sessions import Record
 from benchmarks.targets import Outcome
 
@@ -32,7 +33,8 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
         sign = "≥" if target.at_least else "≤"
         lines.append(
             f"| {target.what} | {quantity(outcome.ours)} | {reference} "
-            f"| {outcome.result:.3g} ({outcome.low:.3g} to {outcome.high:.3g}) | {sign} {target.goal:g} "
+            f"| {quantity(outcome.result)} ({quantity(outcome.low)} to {quantity(outcome.high)}) "
+            f"| {sign} {quantity(target.goal)} "
             f"| {'pass' if outcome.passed else 'short of'} |"
         )
     return "\n".join(lines)
@@ -40,19 +42,19 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
 
 def rate_table(records: Sequence[Record]) -> str:
     """Every workload's keys/s of every contender, the median of the rounds, as markdown."""
-    contenders = [name for name in COLOURS if any(record.contender == name for record in records)]
+    names = [name for name in contenders.NAMES if any(record.contender == name for record in records)]
     groups: dict[tuple[str, str, int, int, int], dict[str, list[Record]]] = {}
     for record in records:
         if record.keys:
             where = (record.part, record.workload, record.rows, record.dim, record.tables)
             groups.setdefault(where, {}).setdefault(record.contender, []).append(record)
     lines = [
-        f"| part | workload | rows | dim | {' | '.join(contenders)} |",
-        f"|---|---|---:|---:|{'---:|' * len(contenders)}",
+        f"| part | workload | rows | dim | {' | '.join(names)} |",
+        f"|---|---|---:|---:|{'---:|' * len(names)}",
     ]
     for (part, workload, rows, dim, _), by_contender in groups.items():
         cells = []
-        for name in contenders:
+        for name in names:
             found = by_contender.get(name)
             if not found:
                 cells.append("")

@@ -14,7 +14,7 @@ from benchmarks.workloads import FILL_ROUNDS, TABLES, Measured, Sizes
 
 LOOKUPS = ("lookup uniform", "lookup zipf", "lookup 1,000 keys")
 STEPS = ("apply uniform", "apply zipf", "train uniform", "train zipf")
-# np.take only looks up; arrays have no rows to insert and nothing on disk.
+# np.take only looks up; arrays, and an echo, have no rows to insert and nothing on disk.
 OF_STORES = frozenset(
     ("fill", "close and open", "disk", "touch all", "lookup 1,000 keys in write-back", "grow journal", "first lookup")
 )
@@ -102,6 +102,7 @@ def plan(parts: Sequence[str], rows: int, large_rows: int, rounds: int) -> list[
     everyone = ("rockbed", "numpy", "torch", "damo")
     trained = ("rockbed", "torch", "damo")
     stores = ("rockbed", "damo")
+    served = ("daemon", "rockbed", "echo", "damo-http")
     rest = ("lookup 1,000 keys in write-back", "memory", "close and open", "touch all", "disk")
     budget = large_rows * (2 * 4 * DIM + ROW_OVERHEAD) // 10
     made = {
@@ -125,6 +126,15 @@ def plan(parts: Sequence[str], rows: int, large_rows: int, rounds: int) -> list[
                 workloads=("fill", "lookup uniform", "train uniform", "memory", "lookup zipf", "train zipf"),
             )
         ],
+        "daemon": [
+            Session(
+                part="daemon",
+                rows=rows,
+                contenders=served,
+                workloads=("fill", "lookup uniform", "lookup 1,000 keys", "apply zipf"),
+            ),
+            Session(part="daemon", rows=rows, tables=TABLES, contenders=served, workloads=("fill", "train zipf")),
+        ],
         "growth": [
             *(_growth(n, DIM, trained) for n in (rows // 10, rows, rows * 10)),
             *(_growth(rows, dim, trained) for dim in (8, 32, 64, 128)),
@@ -140,7 +150,7 @@ def _growth(rows: int, dim: int, contenders: tuple[str, ...]) -> Session:
 
 def sizes_of(contender: str, quick: bool) -> Sizes:
     """damo takes tens of times as long for a call, so it is asked fewer times; the figures are per key."""
-    few = contender == "damo"
+    few = contender.startswith("damo")
     return Sizes(
         batches=2 if few else 8,
         small_calls=100 if few else 500,
@@ -178,7 +188,7 @@ def takes_part(contender: str, workload: str) -> bool:
     """Whether the workload means anything to the contender."""
     if contender == "numpy":
         return workload in LOOKUPS
-    return contender != "torch" or workload not in OF_STORES
+    return contender not in ("torch", "echo") or workload not in OF_STORES
 
 
 def crash(python: Path, rows: int, rounds: int, root: Path, say: Callable[[str], None]) -> Iterator[Record]:

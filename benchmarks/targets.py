@@ -14,7 +14,8 @@ Metric = Literal["rate", "p50_s", "p99_s", "seconds"] | str  # any other name is
 class Target:
     """One line of the table. against: a contender, or None for a fixed limit (then `goal` is in the metric's unit).
 
-    over: another metric of Rockbed's own to divide by, in place of a contender.
+    over: another metric of Rockbed's own to divide by, in place of a contender. contender: Rockbed, as a library or as
+    a daemon.
     """
 
     what: str
@@ -25,10 +26,26 @@ class Target:
     at_least: bool
     against: str | None = None
     over: Metric | None = None
+    contender: str = "rockbed"
 
 
 def _ratio(what: str, part: str, workload: str, against: str, goal: float) -> Target:
     return Target(what=what, part=part, workload=workload, metric="rate", against=against, goal=goal, at_least=True)
+
+
+def _served(
+    what: str, workload: str, goal: float, *, metric: Metric = "rate", at_least: bool = True, **rest: str
+) -> Target:
+    return Target(
+        what=what,
+        part="daemon",
+        contender="daemon",
+        workload=workload,
+        metric=metric,
+        goal=goal,
+        at_least=at_least,
+        **rest,
+    )
 
 
 def _limit(what: str, part: str, workload: str, metric: Metric, goal: float, **rest: str) -> Target:
@@ -74,6 +91,30 @@ TARGETS = (
         5,
         over="p50_s",
     ),
+    _served("look up 64k existing keys, uniform, keys a second", "lookup uniform", 3e6),
+    _served("apply 64k keys, Zipf, keys a second", "apply zipf", 2e6),
+    _served("train step, 26 tables, Zipf, keys a second", "train zipf", 1e6),
+    _served("look 1,000 keys up, p50, seconds", "lookup 1,000 keys", 0.001, metric="p50_s", at_least=False),
+    *(
+        _served(f"{what}, beside a gRPC server that does nothing", workload, 0.6, against="echo")
+        for what, workload in (
+            ("look up 64k keys", "lookup uniform"),
+            ("apply 64k keys", "apply zipf"),
+            ("look 1,000 keys up", "lookup 1,000 keys"),
+        )
+    ),
+    _served("8 trainers at once: calls that failed", "8 trainers", 0, metric="errors", at_least=False),
+    _served(
+        "8 trainers at once: the server's memory at the end / at half time",
+        "8 trainers",
+        1.1,
+        metric="resident_end",
+        at_least=False,
+        over="resident_middle",
+    ),
+    _served(
+        "memory of an idle server with a new store, bytes", "idle, new store", 250e6, metric="resident", at_least=False
+    ),
 )
 
 
@@ -94,8 +135,8 @@ def judge(targets: Sequence[Target], records: Sequence[Record]) -> list[Outcome]
     """Every target that was measured. A ratio is taken in each round, and the median of the rounds' ratios counts."""
     outcomes = []
     for target in targets:
-        ours = _values(records, target, "rockbed", target.metric)
-        other = _values(records, target, target.against or "rockbed", target.over or target.metric)
+        ours = _values(records, target, target.contender, target.metric)
+        other = _values(records, target, target.against or target.contender, target.over or target.metric)
         divided = target.against is not None or target.over is not None
         rounds = sorted(ours.keys() & other.keys())
         if not rounds:

@@ -14,7 +14,8 @@ from typing import Any
 
 from benchmarks.contenders import make
 from benchmarks.contenders.base import Settings
-from benchmarks.workloads import WORKLOADS, Bench, Sizes, resident
+from benchmarks.proc import resident
+from benchmarks.workloads import WORKLOADS, Bench, Sizes
 
 
 def settings_of(sent: dict[str, Any]) -> Settings:

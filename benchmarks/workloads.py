@@ -9,13 +9,13 @@ often as it does in a trainer, where after each standstill a short round would m
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.contenders.base import Contender, Settings
 from benchmarks.data import F32, Batch, draw, gradients, hashed_keys, run_of
+from benchmarks.proc import resident
 
 TABLES = 26  # features of a train step, as in the Criteo data
 STEP_KEYS = 2048  # keys of one feature in a train step
@@ -262,12 +262,6 @@ def memory(bench: Bench, round_: int) -> Measured:
         grown = found["highest"] - bench.resident_at_open - STATED_BYTES - bench.batch_bytes
         found["of_budget"] = grown / bench.settings.memory_budget
     return Measured(0, [], found)
-
-
-def resident() -> dict[str, float]:
-    """The process' resident memory, bytes."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {name: 1024 * float(lines[key].split()[0]) for name, key in (("now", "VmRSS"), ("highest", "VmHWM"))}
 
 
 WORKLOADS: dict[str, Workload] = {

@@ -6,6 +6,7 @@ each call; here with numpy, which is far faster than that module's loops. Its ke
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import damo  # type: ignore[import-not-found]
 import numpy as np
@@ -16,21 +17,8 @@ from benchmarks.data import F32, I64, Batch
 
 class Damo:
     def open(self, settings: Settings) -> None:
-        settings.directory.mkdir(parents=True, exist_ok=True)
         self._dim = settings.dim
-        table = {
-            "dim": settings.dim,
-            "initializer": {"name": "random_uniform", "min": -INITIAL_BOUND, "max": INITIAL_BOUND},
-            "optimizer": {"name": "adagrad", "gamma": LEARNING_RATE},
-        }
-        config = {
-            "ttl": 0,
-            "dir": str(settings.directory / "rows"),
-            "embeddings": [{**table, "group": group} for group in range(settings.tables)],
-        }
-        path = settings.directory / "damo.json"
-        path.write_text(json.dumps(config))
-        self._store = damo.PyDamo(str(path))
+        self._store = damo.PyDamo(str(config_file(settings)))
 
     def _pull(self, table: int, keys: I64) -> F32:
         # It fills a flat float32 array of exactly this size; anything else is left unfilled without a word.
@@ -47,7 +35,10 @@ class Damo:
         order = np.argsort(inverse, kind="stable")
         starts = np.searchsorted(inverse[order], np.arange(len(keys)))
         summed = np.add.reduceat(grads[order], starts, axis=0)
-        self._store.push(0, batch.table, keys, summed.reshape(-1))
+        self._push(batch.table, keys, summed.reshape(-1))
+
+    def _push(self, table: int, keys: I64, grads: F32) -> None:
+        self._store.push(0, table, keys, grads)
 
     def train_step(self, batches: Sequence[Batch], grads: Sequence[F32]) -> None:
         for batch in batches:
@@ -63,6 +54,25 @@ class Damo:
 
     def close(self) -> None:
         del self._store  # its destructor is its only way to close
+
+
+def config_file(settings: Settings, **more: object) -> Path:
+    """Write the JSON that it is opened with."""
+    table = {
+        "dim": settings.dim,
+        "initializer": {"name": "random_uniform", "min": -INITIAL_BOUND, "max": INITIAL_BOUND},
+        "optimizer": {"name": "adagrad", "gamma": LEARNING_RATE},
+    }
+    config = {
+        "ttl": 0,
+        "dir": str(settings.directory / "rows"),
+        "embeddings": [{**table, "group": group} for group in range(settings.tables)],
+        **more,
+    }
+    settings.directory.mkdir(parents=True, exist_ok=True)
+    path = settings.directory / "damo.json"
+    path.write_text(json.dumps(config))
+    return path
 
 
 def make() -> Contender:

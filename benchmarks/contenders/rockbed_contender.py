@@ -18,13 +18,16 @@ DEFAULT_INTERVAL_S = 30.0  # PyStorage's own
 
 class Rockbed:
     def open(self, settings: Settings) -> None:
-        _compile_kernels(settings.directory.with_name("warm-up"))
-        rows = settings.rows * settings.tables
-        self._storage = PyStorage(
+        compile_kernels(settings.directory.with_name("warm-up"))
+        storage = PyStorage(
             settings.directory,
-            memory_budget=settings.memory_budget or ROOM + 2 * rows * (2 * 4 * settings.dim + ROW_OVERHEAD),
+            memory_budget=memory_budget(settings),
             write_back_interval=DEFAULT_INTERVAL_S if settings.write_back else 86_400.0,
         )
+        self._use(storage, settings)
+
+    def _use(self, storage: PyStorage, settings: Settings) -> None:
+        self._storage = storage
         optimizer = PyOptimizer(name="adagrad", gamma=LEARNING_RATE)
         initializer = PyInitializer(name="random_uniform", min=-INITIAL_BOUND, max=INITIAL_BOUND)
         self._tables = [
@@ -66,7 +69,13 @@ class Rockbed:
         self._storage.close()
 
 
-def _compile_kernels(directory: Path) -> None:
+def memory_budget(settings: Settings) -> int:
+    """What the settings say, or else room for every row."""
+    rows = settings.rows * settings.tables
+    return settings.memory_budget or ROOM + 2 * rows * (2 * 4 * settings.dim + ROW_OVERHEAD)
+
+
+def compile_kernels(directory: Path) -> None:
     """Use once, in a store that is thrown away, what will be measured: a first use compiles, or reads numba's cache."""
     keys = np.arange(70_000) % 40_000  # with repeats, and enough for several threads
     for _ in range(2):  # a new store, and one that has its rows on disk

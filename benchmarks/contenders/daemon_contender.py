@@ -1,0 +1,22 @@
+"""Rockbed, served: `rockbed serve` in a process of its own, asked over the loopback by the same API."""
+
+from benchmarks.contenders.base import Contender, Settings
+from benchmarks.contenders.rockbed_contender import Rockbed, compile_kernels, memory_budget
+from benchmarks.servers import rockbed_server
+from rockbed import PyStorage
+
+
+class Daemon(Rockbed):
+    def open(self, settings: Settings) -> None:
+        compile_kernels(settings.directory.with_name("warm-up"))  # the server reads them from numba's cache
+        self._server = rockbed_server(settings.directory, "--memory-budget", str(memory_budget(settings)))
+        target, _ = self._server.address()
+        self._use(PyStorage(target), settings)
+
+    def close(self) -> None:
+        super().close()
+        self._server.stop()
+
+
+def make() -> Contender:
+    return Daemon()

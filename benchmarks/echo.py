@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from rockbed.server.daemon import ServerConfig
+from rockbed.server.daemon_config import ServerConfig
 
 _answer = lru_cache(bytes)
 
@@ -27,7 +27,7 @@ def main() -> None:
     server = grpc.server(
         ThreadPoolExecutor(config.workers),
         handlers=(_Anything(),),
-        maximum_concurrent_rpcs=config.concurrent_max,
+        maximum_concurrent_rpcs=config.workers + config.queue_max,
         options=(  # the daemon's, as far as they concern calls
             ("grpc.max_receive_message_length", config.limits.message_bytes_max),
             ("grpc.max_send_message_length", config.limits.message_bytes_max + (1 << 16)),

@@ -3,9 +3,8 @@
 import json
 import math
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any
-
-import numpy as np
 
 from rockbed.errors import InvalidConfig
 
@@ -27,9 +26,9 @@ def _choice(name: str, value: Any, choices: tuple[str, ...]) -> list[str]:
 
 def whole_problems(name: str, value: Any, low: int, high: int) -> list[str]:
     """What is wrong with a whole number; empty when nothing is."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         return [f"{name} is {value!r}, not an int"]
-    return [] if low <= value <= high else [f"{name} is {value}, outside {low}..{high}"]
+    return [] if low <= int(value) <= high else [f"{name} is {value}, outside {low}..{high}"]
 
 
 def number_problems(
@@ -53,8 +52,10 @@ def _plain(settings: Any) -> None:
     # numpy's numbers become Python's, which JSON can hold
     for each in fields(settings):
         value = getattr(settings, each.name)
-        if isinstance(value, np.integer | np.floating):
-            object.__setattr__(settings, each.name, value.item())
+        if isinstance(value, Integral) and not isinstance(value, int):
+            object.__setattr__(settings, each.name, int(value))
+        elif isinstance(value, Real) and not isinstance(value, int | float):
+            object.__setattr__(settings, each.name, float(value))
 
 
 def _value_or_initializer(name: str, value: Any) -> list[str]:

@@ -122,6 +122,11 @@ class Daemon:
         )
 
     @property
+    def tokens(self) -> int | None:
+        """How many tokens the server knows, None where it asks for none."""
+        return None if self._tokens is None else len(self._tokens)
+
+    @property
     def metrics_port(self) -> int | None:
         """Where metrics are served, None if nowhere."""
         return None if self._metrics is None else self._metrics.port

@@ -17,7 +17,8 @@ from benchmarks.servers import Server
 from benchmarks.workloads import Sizes
 from rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage
 from rockbed.config import StoreConfig
-from rockbed.server.daemon import Daemon, ServerConfig
+from rockbed.server.daemon import Daemon
+from rockbed.server.daemon_config import ServerConfig
 from rockbed.server.engine import Engine
 
 SMALL = Sizes(batch_keys=500, batches=2, pushes=2, steps=2, small_calls=3, pushing_s=0.05)

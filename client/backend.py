@@ -71,6 +71,9 @@ class Backend(Protocol):
     def checkpoint(self, path: Path) -> None:
         """See PyStorage.checkpoint."""
 
+    def restore_from(self, path: Path) -> str:
+        """See PyStorage.restore_from."""
+
     def check(self) -> CheckReport:
         """See PyStorage.check."""
 

@@ -20,6 +20,7 @@ from rockbed.server import (
     statistics,
 )
 from rockbed.server.engine import Engine
+from rockbed.server.serving import Serving
 from rockbed.types import F32, I64
 
 
@@ -27,7 +28,12 @@ class Embedded:
     """The engine as a Backend."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self._serving = Serving(engine)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, another one after `restore_from`."""
+        return self._serving.engine
 
     @property
     def path(self) -> Path:
@@ -96,6 +102,9 @@ class Embedded:
 
     def checkpoint(self, path: Path) -> None:
         checkpointing.checkpoint(self.engine, path)
+
+    def restore_from(self, path: Path) -> str:
+        return str(self._serving.restore(path))
 
     def check(self) -> CheckReport:
         return checking.check(self.engine)

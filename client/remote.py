@@ -204,6 +204,11 @@ class Remote:
     def checkpoint(self, path: Path) -> None:
         self._transport.call("Checkpoint", admin_pb2.CheckpointRequest(name=_name(path)), again=False, long=True)
 
+    def restore_from(self, path: Path) -> str:
+        request = admin_pb2.RestoreRequest(name=_name(path))
+        kept: str = self._transport.call("Restore", request, again=False, long=True).kept
+        return kept
+
     def check(self) -> CheckReport:
         report = json.loads(self._ask("Check", admin_pb2.CheckRequest(), long=True).report_json)
         return CheckReport(report["problems"], _by_group(report["rows"]), report["journal_entries"])

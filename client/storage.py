@@ -276,6 +276,17 @@ class PyStorage:
         """
         self.backend.checkpoint(Path(path))
 
+    def restore_from(self, path: str | os.PathLike[str]) -> str:
+        """Put a checkpoint in the place of this store, in one step. Returns where the store of before is kept: a
+        directory beside it, which may be removed.
+
+        On a server `path` is the name of a checkpoint in the server's directory, and a name is returned; calls that
+        come meanwhile are tried again. Raises StoreNotFound, StorageCorrupt, FormatTooNew (the checkpoint),
+        ReadOnlyStorage, StorageFull, StorageFailed (the store's directory is a mount point, say); then the store is as
+        it was.
+        """
+        return self.backend.restore_from(Path(path))
+
     @staticmethod
     def restore(path: str | os.PathLike[str], directory: str | os.PathLike[str]) -> None:
         """Make a store at `directory`, which must not exist (or be empty), from a checkpoint.

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from rockbed.server import (
     statistics,
 )
 from rockbed.server.access import Principal, Role
-from rockbed.server.engine import Engine
 from rockbed.server.group import Group
 from rockbed.server.limits import Limits
 from rockbed.server.service import must_fit
@@ -36,6 +36,7 @@ from rockbed.server.service_access import Access
 from rockbed.server.service_errors import answered
 from rockbed.server.service_progress import Progress, told
 from rockbed.server.service_rows import rows_message, sent_rows
+from rockbed.server.serving import Serving
 from rockbed.v1 import admin_pb2 as pb
 from rockbed.v1 import admin_pb2_grpc
 from rockbed.wire import CLIENT_KEY, keys_from_bytes
@@ -50,7 +51,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
 
     def __init__(
         self,
-        engine: Engine,
+        serving: Serving,
         limits: Limits,
         access: Access,
         *,
@@ -58,7 +59,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
         exports: Path | None = None,
     ) -> None:
         """checkpoints, exports: directories that Checkpoint, Dump and Export write into; None = refuse them."""
-        self._engine = engine
+        self._serving = serving
         self._limits = limits
         self._access = access
         self._checkpoints = checkpoints
@@ -69,10 +70,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             return pb.ServerInfoResponse(
                 version=__version__,
                 protocol=PROTOCOL,
-                store=self._engine.directory.name,
+                store=self._serving.engine.directory.name,
                 message_bytes_max=self._limits.message_bytes_max,
                 keys_max=self._limits.keys_max,
-                read_only=self._engine.config.read_only,
+                read_only=self._serving.engine.config.read_only,
             )
 
     # --- groups ---
@@ -81,18 +82,18 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
         with answered(context):
             config = _config_of(request.config_json)
             caller = self._caller(context, config.group)
-            there = self._engine.groups.get(config.group)
+            there = self._serving.engine.groups.get(config.group)
             if there is None or there.config != config:
                 caller.must_be(Role.TRAIN, f"create group {config.group}, or change it")
                 self._say(context, "create group %d", config.group)
-            return _group_message(self._engine.open_group(config))
+            return _group_message(self._serving.engine.open_group(config))
 
     def AlterGroup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             config = _config_of(request.config_json)
             self._caller(context, config.group)
             self._say(context, "alter group %d", config.group)
-            return _group_message(self._engine.alter_group(config))
+            return _group_message(self._serving.engine.alter_group(config))
 
     def DropGroup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
@@ -100,13 +101,13 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
                 raise InvalidConfig("DropGroup without a group: say which")
             self._caller(context, request.group)
             self._say(context, "drop group %d", request.group)
-            return pb.DropGroupResponse(rows=dropping.drop_group(self._engine, request.group))
+            return pb.DropGroupResponse(rows=dropping.drop_group(self._serving.engine, request.group))
 
     def ListGroups(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
-            self._engine.check_open()
+            self._serving.engine.check_open()
             mine = self._access.caller(context).groups
-            groups = [g for number, g in sorted(self._engine.groups.items()) if mine is None or number in mine]
+            groups = [g for number, g in sorted(self._serving.engine.groups.items()) if mine is None or number in mine]
             return pb.ListGroupsResponse(groups=[_group_message(group) for group in groups])
 
     # --- rows ---
@@ -116,30 +117,30 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             self._caller(context, request.group)
             must_fit(len(request.keys) // 8, self._limits)
             keys = keys_from_bytes(request.keys)
-            return rows_message(inspecting.get_rows(self._engine, request.group, keys))
+            return rows_message(inspecting.get_rows(self._serving.engine, request.group, keys))
 
     def PutRows(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             self._caller(context, request.group)
             must_fit(len(request.keys) // 8, self._limits)
-            rows = sent_rows(self._engine.group(request.group), request)
+            rows = sent_rows(self._serving.engine.group(request.group), request)
             self._say(context, "put %d rows into group %d (%s)", rows.keys.size, request.group, request.mode)
-            stored = putting.put(self._engine, request.group, rows, mode=request.mode or "replace")
+            stored = putting.put(self._serving.engine, request.group, rows, mode=request.mode or "replace")
             return pb.PutRowsResponse(rows=stored)
 
     # --- sizes ---
 
     def Stats(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
-            found = statistics.collect(self._engine)
+            found = statistics.collect(self._serving.engine)
             mine = self._access.caller(context).groups
             found["groups"] = {n: group for n, group in found["groups"].items() if mine is None or n in mine}
             return pb.StatsResponse(stats_json=json.dumps(found))
 
     def LastRequest(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
-            self._engine.check_open()
-            return pb.LastRequestResponse(request_number=self._engine.clients.last(request.client_id))
+            self._serving.engine.check_open()
+            return pb.LastRequestResponse(request_number=self._serving.engine.clients.last(request.client_id))
 
     # --- care ---
 
@@ -150,7 +151,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             self._say(context, "shrink %s%s", conditions, " (dry run)" if request.dry_run else "")
 
             def work(progress: Progress) -> ShrinkReport:
-                return shrinking.shrink(self._engine, **conditions, dry_run=request.dry_run, progress=progress)
+                return shrinking.shrink(self._serving.engine, **conditions, dry_run=request.dry_run, progress=progress)
 
             yield from told(context, pb.ShrinkProgress, work)
 
@@ -158,20 +159,20 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
         with answered(context):
             self._caller(context, None, "check")
             self._say(context, "check")
-            return pb.CheckResponse(report_json=json.dumps(asdict(checking.check(self._engine))))
+            return pb.CheckResponse(report_json=json.dumps(asdict(checking.check(self._serving.engine))))
 
     def Flush(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             self._caller(context, None, "flush")
             self._say(context, "flush")
-            self._engine.flush()
+            self._serving.engine.flush()
             return pb.FlushResponse()
 
     def Compact(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             self._caller(context, None, "compact")
             self._say(context, "compact")
-            self._engine.compact()
+            self._serving.engine.compact()
             return pb.CompactResponse()
 
     # --- copies ---
@@ -181,8 +182,15 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             self._caller(context, None, "write a checkpoint")
             path = _within(self._checkpoints, request.name, "checkpoint")
             self._say(context, "checkpoint %s", request.name)
-            checkpointing.checkpoint(self._engine, path)
+            checkpointing.checkpoint(self._serving.engine, path)
             return pb.CheckpointResponse()
+
+    def Restore(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            self._caller(context, None, "restore a checkpoint")
+            path = _within(self._checkpoints, request.name, "checkpoint")
+            self._say(context, "restore %s", request.name)
+            return pb.RestoreResponse(kept=self._serving.restore(path).name)
 
     def Dump(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
@@ -191,7 +199,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             self._caller(context, group if isinstance(group, int) else None, "dump every group")
             path = _within(self._exports, request.name, "dump")
             self._say(context, "dump %s", request.name)
-            return pb.DumpResponse(rows=dumping.dump(self._engine, path, condition))
+            return pb.DumpResponse(rows=dumping.dump(self._serving.engine, path, condition))
 
     def Export(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         with answered(context):
@@ -204,7 +212,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
                 **_given(request, "max_age_s", "min_count", "min_norm", "cutoff"),
             )
             self._say(context, "export %s, %s", request.name, options)
-            yield from told(context, pb.ExportProgress, lambda p: exporting.export(self._engine, path, options, p))
+            engine = self._serving.engine
+            yield from told(context, pb.ExportProgress, partial(exporting.export, engine, path, options))
 
     def Import(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         with answered(context):
@@ -212,7 +221,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             path = _within(self._exports, request.name, "export")
             options = ImportOptions(groups=list(request.groups) or None, mode=request.mode)
             self._say(context, "import %s, %s", request.name, options)
-            yield from told(context, pb.ImportProgress, lambda p: importing.import_(self._engine, path, options, p))
+            engine = self._serving.engine
+            yield from told(context, pb.ImportProgress, partial(importing.import_, engine, path, options))
 
     def _caller(self, context: grpc.ServicerContext, group: int | None, doing: str = "") -> Principal:
         """Who calls. Raises PermissionDenied where the group, or without one the whole store, is not the caller's."""

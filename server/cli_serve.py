@@ -97,6 +97,7 @@ def _serve(settings: Settings, engine: "Engine", observers: "list[Observer]", as
             _say(settings, f"rockbed: finishing what is under way, {settings.drain:g} s at most")
         finally:
             daemon.stop(settings.drain)
+            engine = daemon.engine
     finally:
         engine.close()
     _say(settings, "rockbed: written back, closed")

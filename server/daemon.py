@@ -19,6 +19,7 @@ from rockbed.server.service_observing import Observer, Observing
 from rockbed.server.service_parsing import Parsing
 from rockbed.server.service_queue import Queue, Workers
 from rockbed.server.service_reflection import ReflectionService
+from rockbed.server.serving import Serving
 from rockbed.v1 import admin_pb2_grpc, embedding_pb2_grpc
 
 DRAIN_S = 30.0
@@ -27,7 +28,7 @@ _REFUSALS_MAX = 1_000  # under way at a time; more are refused by gRPC itself, w
 
 
 class Daemon:
-    """Serves an engine until `stop`. The engine stays the caller's, who closes it after."""
+    """Serves an engine until `stop`. `engine` stays the caller's, who closes it after."""
 
     def __init__(
         self,
@@ -42,15 +43,15 @@ class Daemon:
         Raises ServerUnavailable where an address cannot be had, InvalidConfig (tokens, certificates).
         """
         self.config = config
-        self._engine = engine
+        self._serving = Serving(engine)
         self._tokens = None if config.tokens is None else Tokens(config.tokens)
-        self._metrics = None if config.metrics_listen is None else MetricsEndpoint(engine, config.metrics_listen)
+        self._metrics = None if config.metrics_listen is None else MetricsEndpoint(self._serving, config.metrics_listen)
         self._observing = Observing([*observers, *([] if self._metrics is None else [self._metrics.requests])])
         self._interceptors = interceptors
         self._workers = Workers(config.workers, "serve")
         self._streams = Workers(config.streams_max, "stream")
         self._refusals = ThreadPoolExecutor(1, thread_name_prefix="rockbed-refuse")
-        self._health, self._reflection = HealthService(engine), ReflectionService()
+        self._health, self._reflection = HealthService(self._serving), ReflectionService()
         self._servers: list[grpc.Server] = []
         self._ports: list[int] = []
         try:
@@ -85,10 +86,10 @@ class Daemon:
                 ("grpc.keepalive_timeout_ms", 20_000),
             ),
         )
-        embedding = EmbeddingService(self._engine, config.limits, access)
+        embedding = EmbeddingService(self._serving, config.limits, access)
         embedding_pb2_grpc.add_EmbeddingServicer_to_server(embedding, server)
         admin = AdminService(
-            self._engine, config.limits, access, checkpoints=config.checkpoints, exports=config.exports
+            self._serving, config.limits, access, checkpoints=config.checkpoints, exports=config.exports
         )
         admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
         self._health.add_to(server)
@@ -101,6 +102,11 @@ class Daemon:
         except RuntimeError as error:
             raise ServerUnavailable(f"cannot listen on {listen}: {error}. Is another server there?") from None
         self._ports.append(port)
+
+    @property
+    def engine(self) -> Engine:
+        """What is served now: another than at first once a checkpoint was restored."""
+        return self._serving.engine
 
     @property
     def port(self) -> int:

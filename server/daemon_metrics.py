@@ -5,9 +5,9 @@ import logging
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
 from rockbed.errors import ServerUnavailable
-from rockbed.server.engine import Engine
 from rockbed.server.metrics import StoreMetrics
 from rockbed.server.service_metrics import RequestMetrics
+from rockbed.server.serving import Serving
 
 _log = logging.getLogger("rockbed.server")
 
@@ -18,10 +18,10 @@ class MetricsEndpoint:
     A registry of its own: prometheus_client's global one would mix the daemons of a process.
     """
 
-    def __init__(self, engine: Engine, listen: str) -> None:
+    def __init__(self, serving: Serving, listen: str) -> None:
         """listen: "HOST:PORT", port 0: any that is free. Raises ServerUnavailable."""
         self.requests = RequestMetrics()
-        self._store = StoreMetrics(engine)
+        self._store = StoreMetrics(serving)
         registry = CollectorRegistry()
         registry.register(self.requests)
         registry.register(self._store)

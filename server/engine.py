@@ -26,15 +26,13 @@ from rockbed.errors import (
 )
 from rockbed.interrupts import Uninterrupted
 from rockbed.requests import Gradients, Request
-from rockbed.server import admission_files, opening, push, space
+from rockbed.server import admission_files, grouping, opening, push, space
 from rockbed.server.clients import Clients
-from rockbed.server.fitting import differences, must_fit
 from rockbed.server.group import Group
 from rockbed.server.removals import Removals
-from rockbed.server.rules import rules_of
 from rockbed.server.stall import Stall
 from rockbed.storage.catalog import Catalog
-from rockbed.storage.entries import Kind, group_parts, push_parts
+from rockbed.storage.entries import Kind, push_parts
 from rockbed.storage.hot import Budget, NeedSpace
 from rockbed.storage.journal import Journal
 from rockbed.storage.writeback import WriteBack
@@ -129,66 +127,12 @@ class Engine:
     # --- groups ---
 
     def open_group(self, config: GroupConfig) -> Group:
-        """Create the group, or open it as it is stored; settings that may change are changed, durably.
-
-        Raises GroupConflict, DimMismatch where the stored rows do not fit the config, GroupConflict where the group is
-        open with another one.
-        """
-        self.check_open()
-        if config.group in self.dropped:
-            self.flush()  # see `dropping`: rows of the new group must not reach rows/ before
-        with self.groups_lock:
-            group = self.groups.get(config.group)
-            if group is None:
-                return self._create_group(config)
-            must_fit(group.config, config)
-            if group.config != config:
-                if config.group in self.opened_here:
-                    raise GroupConflict(
-                        f"group {config.group} is open in this storage with other settings (open / asked for: "
-                        f"{differences(group.config, config)}): close the storage first to change them, or open the "
-                        "group twice alike"
-                    )
-                self._change_group(group, config)
-            self.opened_here.add(config.group)
-            return group
+        """See grouping.open_group."""
+        return grouping.open_group(self, config)
 
     def alter_group(self, config: GroupConfig) -> Group:
-        """Change the settings of a group that may change, durably, also while it is in use.
-
-        Raises UnknownGroup; DimMismatch and GroupConflict where others differ.
-        """
-        self.check_open()
-        with self.groups_lock:
-            group = self.group(config.group)
-            must_fit(group.config, config)
-            if group.config != config:
-                self._change_group(group, config)
-            return group
-
-    def _change_group(self, group: Group, config: GroupConfig) -> None:
-        self.must_be_writable("change the settings of a group")
-        group.rehearse(config)
-        with group.lock:
-            lsn = self.journal.append(Kind.GROUP, self.now_ms(), group_parts(config.to_bytes()))
-            with self.must_succeed(lsn):
-                group.change(config)
-        if group.lives_longer:
-            self.hold_compaction(True)
-
-    def _create_group(self, config: GroupConfig) -> Group:
-        rules_of(config)
-        self.must_be_writable("create a group")
-        group = Group(config, self, on_disk=False)
-        # before its entry is written: a flush between the two would trim the entry, and its catalog not have the group
-        self.groups[config.group] = group
-        try:
-            self.journal.append(Kind.GROUP, self.now_ms(), group_parts(config.to_bytes()))
-        except BaseException:
-            del self.groups[config.group]
-            raise
-        self.opened_here.add(config.group)
-        return group
+        """See grouping.alter_group."""
+        return grouping.alter_group(self, config)
 
     def group(self, number: int) -> Group:
         """Raises UnknownGroup."""
@@ -373,6 +317,12 @@ class Engine:
         """Raise ReadOnlyStorage."""
         if self.config.read_only:
             raise ReadOnlyStorage(f"{self.directory} is open with read_only=True and cannot {doing}")
+
+    def reopened(self) -> "Engine":
+        """What is in the directory now, opened as this engine was, which is closed."""
+        engine = Engine(self.directory, self.config, clock=self._clock)
+        engine.on_failure = self.on_failure
+        return engine
 
     def close(self) -> None:
         """Flush, stop the background thread, let go of the directory. May be called twice."""

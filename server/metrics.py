@@ -11,6 +11,7 @@ from rockbed._version import __version__
 from rockbed.errors import RockbedError
 from rockbed.server import statistics
 from rockbed.server.engine import Engine
+from rockbed.server.serving import Serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +83,21 @@ _OPEN = "1 while the store works; at 0 it is closed, or has failed and has to be
 
 
 class StoreMetrics(Collector):
-    """Of an engine, until `detach`. Thread-safe."""
+    """Of what is served, until `detach`. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine: Engine | None = engine
+    def __init__(self, serving: Serving) -> None:
+        self._serving: Serving | None = serving
         self._lock = threading.Lock()
 
     def collect(self) -> list[Metric]:
         """Of a store that is closed, or has failed, only that it is."""
         with self._lock:
-            return [] if self._engine is None else list(_collected(self._engine))
+            return [] if self._serving is None else list(_collected(self._serving.engine))
 
     def detach(self) -> None:
         """Let go of the engine, after a scrape under way."""
         with self._lock:
-            self._engine = None
+            self._serving = None
 
 
 def _collected(engine: Engine) -> Iterator[Metric]:

@@ -9,10 +9,10 @@ import numpy as np
 from rockbed.errors import InvalidConfig, LimitExceeded
 from rockbed.requests import Gradients, Request
 from rockbed.server.access import Principal, Role
-from rockbed.server.engine import Engine
 from rockbed.server.limits import Limits
 from rockbed.server.service_access import Access
 from rockbed.server.service_errors import answered
+from rockbed.server.serving import Serving
 from rockbed.types import I64
 from rockbed.v1 import embedding_pb2 as pb
 from rockbed.v1 import embedding_pb2_grpc
@@ -24,8 +24,8 @@ CLIENT_BYTES_MAX = 255
 class EmbeddingService(embedding_pb2_grpc.EmbeddingServicer):  # type: ignore[misc]
     """Rows by key. Thread-safe, as the engine is."""
 
-    def __init__(self, engine: Engine, limits: Limits, access: Access) -> None:
-        self._engine = engine
+    def __init__(self, serving: Serving, limits: Limits, access: Access) -> None:
+        self._serving = serving
         self._limits = limits
         self._access = access
 
@@ -53,7 +53,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServicer):  # type: ignore[mi
         with answered(context):
             self._access.caller(context).must_reach([request.group])
             keys = self._keys(request.keys)
-            in_memory, absent = self._engine.prefetch(request.group, keys)
+            in_memory, absent = self._serving.engine.prefetch(request.group, keys)
             return pb.PrefetchResponse(in_memory=in_memory, absent=absent)
 
     # --- what they do ---
@@ -63,7 +63,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServicer):  # type: ignore[mi
         if request.train:
             caller.must_be(Role.TRAIN, "look up with train=True")
         keys = self._keys(request.keys)
-        dim = self._engine.group(request.group).config.dim
+        dim = self._serving.engine.group(request.group).config.dim
         size = 4 * dim * keys.size
         if size > self._limits.message_bytes_max:
             raise LimitExceeded(
@@ -71,7 +71,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServicer):  # type: ignore[mi
                 f"message_bytes_max is {self._limits.message_bytes_max}: send fewer keys a request"
             )
         out = np.empty((keys.size, dim), np.float32)
-        self._engine.lookup(request.group, keys, out, train=request.train)
+        self._serving.engine.lookup(request.group, keys, out, train=request.train)
         return pb.LookupResponse(weights=floats_to_bytes(out, request.precision))
 
     def _apply(self, request: Any, caller: Principal) -> Any:
@@ -79,11 +79,11 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServicer):  # type: ignore[mi
         total = sum(len(share.keys) // 8 for share in request.groups)
         must_fit(total, self._limits)
         items = [self._share(share) for share in request.groups]
-        return pb.ApplyGradientsResponse(applied=self._engine.apply_gradients(items, _request_of(request)))
+        return pb.ApplyGradientsResponse(applied=self._serving.engine.apply_gradients(items, _request_of(request)))
 
     def _share(self, share: Any) -> Gradients:
         keys = keys_from_bytes(share.keys)
-        dim = self._engine.group(share.group).config.dim
+        dim = self._serving.engine.group(share.group).config.dim
         grads = floats_from_bytes(
             share.gradients, keys.size, dim, share.precision, f"the gradients of group {share.group}"
         )

@@ -20,7 +20,7 @@ _READ = ("Lookup", "LookupStream", "Prefetch", "ServerInfo", "CreateGroup", "Lis
 _TRAIN = ("ApplyGradients", "ApplyGradientsStream", "LastRequest")
 _ADMIN = (
     *("AlterGroup", "DropGroup", "PutRows", "Shrink"),
-    *("Check", "Flush", "Compact", "Checkpoint", "Dump", "Export", "Import"),
+    *("Check", "Flush", "Compact", "Checkpoint", "Restore", "Dump", "Export", "Import"),
 )
 NEEDED = {
     **dict.fromkeys(_READ, Role.READ),  # what Lookup and CreateGroup need depends on the request, too

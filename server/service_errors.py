@@ -66,7 +66,7 @@ def answered(context: grpc.ServicerContext) -> Iterator[None]:
     try:
         yield
     except StorageClosed:
-        _abort(context, ServerUnavailable("the server is shutting down: try again, it may come back"))
+        _abort(context, ServerUnavailable("the server is shutting down, or restoring a checkpoint: try again"))
     except RockbedError as error:
         _abort(context, error)
     except Exception as error:

@@ -9,7 +9,7 @@ import grpc
 
 from rockbed.errors import RockbedError
 from rockbed.extras import extra
-from rockbed.server.engine import Engine
+from rockbed.server.serving import Serving
 from rockbed.v1 import admin_pb2, embedding_pb2
 
 with extra("server"):
@@ -35,8 +35,8 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     watches when the server stops, which would otherwise wait for them until the drain is over.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
         self._stopping = False
         self._watchers: set[_Watcher] = set()
 
@@ -81,7 +81,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if service not in _KNOWN:
             return pb.HealthCheckResponse.SERVICE_UNKNOWN
         try:
-            self._engine.check_open()
+            self._serving.engine.check_open()
         except RockbedError:
             return pb.HealthCheckResponse.NOT_SERVING
         return pb.HealthCheckResponse.NOT_SERVING if self._stopping else pb.HealthCheckResponse.SERVING

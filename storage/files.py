@@ -1,5 +1,6 @@
 """The operating system's side: errors by name, atomic replacement of files, the lock of a store directory."""
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -91,6 +92,22 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.close(handle)
         os.replace(part, path)
         sync_path(path.parent)
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two directories of one file system change names, in one step and durably. Raises StorageFailed."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    hint = "Close the store, and restore it by hand: PyStorage.restore, or `rockbed restore`"
+    if rename is None:
+        raise StorageFailed(f"this system cannot exchange two directories (renameat2). {hint}")
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        said = "it is a mount point" if number == errno.EBUSY else os.strerror(number)
+        raise StorageFailed(f"{one} and {other} cannot change places: {said}. {hint}")
+    sync_path(one.parent)
 
 
 class DirectoryLock:

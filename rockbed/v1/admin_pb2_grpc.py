@@ -104,6 +104,11 @@ class AdminStub(object):
                 request_serializer=rockbed_dot_v1_dot_admin__pb2.CheckpointRequest.SerializeToString,
                 response_deserializer=rockbed_dot_v1_dot_admin__pb2.CheckpointResponse.FromString,
                 _registered_method=True)
+        self.Restore = channel.unary_unary(
+                '/rockbed.v1.Admin/Restore',
+                request_serializer=rockbed_dot_v1_dot_admin__pb2.RestoreRequest.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_admin__pb2.RestoreResponse.FromString,
+                _registered_method=True)
         self.Dump = channel.unary_unary(
                 '/rockbed.v1.Admin/Dump',
                 request_serializer=rockbed_dot_v1_dot_admin__pb2.DumpRequest.SerializeToString,
@@ -215,6 +220,14 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Restore(self, request, context):
+        """Puts a checkpoint of that directory in the place of the store, which is kept beside it. Calls that come meanwhile
+        are answered with UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Dump(self, request, context):
         """Writes weights under a name in the server's export directory.
         """
@@ -309,6 +322,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Checkpoint,
                     request_deserializer=rockbed_dot_v1_dot_admin__pb2.CheckpointRequest.FromString,
                     response_serializer=rockbed_dot_v1_dot_admin__pb2.CheckpointResponse.SerializeToString,
+            ),
+            'Restore': grpc.unary_unary_rpc_method_handler(
+                    servicer.Restore,
+                    request_deserializer=rockbed_dot_v1_dot_admin__pb2.RestoreRequest.FromString,
+                    response_serializer=rockbed_dot_v1_dot_admin__pb2.RestoreResponse.SerializeToString,
             ),
             'Dump': grpc.unary_unary_rpc_method_handler(
                     servicer.Dump,
@@ -704,6 +722,33 @@ class Admin(object):
             '/rockbed.v1.Admin/Checkpoint',
             rockbed_dot_v1_dot_admin__pb2.CheckpointRequest.SerializeToString,
             rockbed_dot_v1_dot_admin__pb2.CheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.Admin/Restore',
+            rockbed_dot_v1_dot_admin__pb2.RestoreRequest.SerializeToString,
+            rockbed_dot_v1_dot_admin__pb2.RestoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

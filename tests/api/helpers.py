@@ -69,16 +69,22 @@ class Served(PyStorage):
     def checkpoint(self, path: Any) -> None:
         super().checkpoint(Path(path).name)
 
+    def restore_from(self, path: Any) -> str:
+        return str(self.path.parent / super().restore_from(Path(path).name))
+
     def close(self) -> None:
         super().close()
         self.daemon.stop(0)
+        self.daemon.engine.close()
         self.inner.close()
         self._folder.cleanup()
 
 
 def engine_of(storage: PyStorage) -> Engine:
     """The engine behind a storage, for tests that look or reach into it."""
-    backend = storage.inner.backend if isinstance(storage, Served) else storage.backend
+    if isinstance(storage, Served):
+        return storage.daemon.engine
+    backend = storage.backend
     assert isinstance(backend, Embedded)
     return backend.engine
 

@@ -142,7 +142,7 @@ def machine() -> dict[str, Any]:
         versions[package] = importlib.metadata.version(package)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "CPU": model,
         "Python": platform.python_version(),
         **versions,

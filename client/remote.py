@@ -16,11 +16,21 @@ from rockbed.client.row_messages import row_report
 from rockbed.client.transport import Transport
 from rockbed.config import GroupConfig
 from rockbed.errors import BatchTooLarge, InvalidConfig, ServerError
+from rockbed.messages import lookup_request, push_request
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
 from rockbed.requests import ExportOptions, Gradients, ImportOptions, PutRows, Request, check_shrink
 from rockbed.types import F32, I64
 from rockbed.v1 import admin_pb2, embedding_pb2
-from rockbed.wire import FLOAT32, PRECISIONS, float_bytes, floats_from_bytes, floats_to_bytes, keys_to_bytes
+from rockbed.wire import (
+    FLOAT32,
+    PRECISIONS,
+    float_bytes,
+    floats_into,
+    floats_to_bytes,
+    floats_to_wire,
+    keys_to_bytes,
+    keys_to_wire,
+)
 
 _PROTOCOL = 1
 _ENVELOPE_BYTES = 4096  # of a message, beside its arrays
@@ -67,20 +77,23 @@ class Remote:
 
     def lookup(self, group: int, keys: I64, out: F32, *, train: bool) -> None:
         waiting: deque[tuple[Any, Any, slice]] = deque()
-        for part in self._parts(keys.size, out.shape[1]):
+        parts = list(self._parts(keys.size, out.shape[1]))
+        if len(parts) == 1:
+            request = lookup_request(group, keys_to_wire(keys), train, self._precision)
+            answer = self._ask("Lookup", request)
+            floats_into(out, answer.weights, self._precision, "the weights from the server")
+            return
+        for part in parts:
             if len(waiting) == self._in_flight:
                 self._receive(*waiting.popleft(), out)
-            request = embedding_pb2.LookupRequest(
-                group=group, keys=keys_to_bytes(keys[part]), train=train, precision=self._precision
-            )
+            request = lookup_request(group, keys_to_wire(keys[part]), train, self._precision)
             waiting.append((self._transport.start("Lookup", request), request, part))
         while waiting:
             self._receive(*waiting.popleft(), out)
 
     def _receive(self, sent: Any, request: Any, part: slice, out: F32) -> None:
         answer = self._transport.finish(sent, "Lookup", request, again=True)
-        n, dim = out[part].shape
-        out[part] = floats_from_bytes(answer.weights, n, dim, self._precision, "the weights from the server")
+        floats_into(out[part], answer.weights, self._precision, "the weights from the server")
 
     def _parts(self, n: int, dim: int) -> Iterator[slice]:
         step = max(1, min(self._keys_max, self._bytes_max // max(8, 4 * dim)))
@@ -98,15 +111,8 @@ class Remote:
         if request is None:
             with self._lock:
                 request = Request(self._pushes_as, next(self._numbers))
-        message = embedding_pb2.ApplyGradientsRequest(client_id=request.client, request_number=request.number)
-        for item in items:
-            message.groups.add(
-                group=item.group,
-                keys=keys_to_bytes(item.keys),
-                gradients=floats_to_bytes(item.grads, self._precision),
-                precision=self._precision,
-                global_step=item.step or 0,
-            )
+        arrays = [(keys_to_wire(item.keys), floats_to_wire(item.grads, self._precision)) for item in items]
+        message = push_request(items, arrays, self._precision, request)
         applied: bool = self._ask("ApplyGradients", message).applied
         return applied
 

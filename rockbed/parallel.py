@@ -10,8 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
+from rockbed.cores import cores
+
 GRAIN = 8192  # rows that are worth a thread: handing over a part costs about 50 us, 8,192 rows of work 200 us or more
-_THREADS = min(8, os.cpu_count() or 1)
+_THREADS = min(8, cores())
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None

@@ -23,12 +23,13 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Gradients:
     """A group's share of a push. keys: int64[n]; grads: float32[n, dim]; step: the trainer's global step from 1, None =
-    the group's latest, or each row's own."""
+    the group's latest, or each row's own; owned: nobody else can change the arrays."""
 
     group: int
     keys: I64
     grads: F32
     step: int | None = None
+    owned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

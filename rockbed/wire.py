@@ -28,7 +28,7 @@ def keys_to_bytes(keys: I64) -> bytes:
     return keys.astype("<i8", copy=False).tobytes()
 
 
-def keys_from_bytes(data: bytes) -> I64:
+def keys_from_bytes(data: bytes | memoryview) -> I64:
     """The reverse: int64[n], writable. Raises WrongShape."""
     if len(data) % 8:
         raise WrongShape(f"keys are {len(data)} bytes: send int64[n] as 8 bytes each, little-endian")
@@ -53,7 +53,26 @@ def floats_to_bytes(values: F32, precision: int) -> bytes:
     return np.where(nan, (bits >> np.uint32(16)) | np.uint32(0x40), half).astype("<u2").tobytes()
 
 
-def floats_from_bytes(data: bytes, n: int, dim: int, precision: int, what: str) -> F32:
+def keys_to_wire(keys: I64) -> I64:
+    """As keys_to_bytes, without the copy."""
+    return keys.astype("<i8", copy=False)
+
+
+def floats_to_wire(values: F32, precision: int) -> F32 | bytes:
+    """As floats_to_bytes, without the copy where none is needed."""
+    return values.astype("<f4", copy=False) if precision == FLOAT32 else floats_to_bytes(values, precision)
+
+
+def floats_into(out: F32, data: bytes | memoryview, precision: int, what: str) -> None:
+    """As floats_from_bytes, into float32[n, dim] that is there."""
+    if precision == FLOAT32 and len(data) == out.nbytes:
+        out[:] = np.frombuffer(data, "<f4").reshape(out.shape)
+    else:
+        n, dim = out.shape
+        out[:] = floats_from_bytes(data, n, dim, precision, what)
+
+
+def floats_from_bytes(data: bytes | memoryview, n: int, dim: int, precision: int, what: str) -> F32:
     """The reverse: float32[n, dim], writable. Raises DimMismatch where the bytes are not as many, InvalidConfig."""
     _known(precision)
     if len(data) != n * dim * float_bytes(precision):

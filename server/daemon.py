@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
+from rockbed.allocation import keep_large_blocks
 from rockbed.errors import ServerUnavailable
 from rockbed.server.access import Role, Tokens
 from rockbed.server.admin import AdminService
@@ -20,7 +21,7 @@ from rockbed.server.service_parsing import Parsing
 from rockbed.server.service_queue import Queue, Workers
 from rockbed.server.service_reflection import ReflectionService
 from rockbed.server.serving import Serving
-from rockbed.v1 import admin_pb2_grpc, embedding_pb2_grpc
+from rockbed.v1 import admin_pb2_grpc
 
 DRAIN_S = 30.0
 _LAST_S = 5.0  # for calls that were ended to be gone
@@ -42,6 +43,7 @@ class Daemon:
 
         Raises ServerUnavailable where an address cannot be had, InvalidConfig (tokens, certificates).
         """
+        keep_large_blocks()
         self.config = config
         self._serving = Serving(engine)
         self._tokens = None if config.tokens is None else Tokens(config.tokens)
@@ -86,8 +88,7 @@ class Daemon:
                 ("grpc.keepalive_timeout_ms", 20_000),
             ),
         )
-        embedding = EmbeddingService(self._serving, config.limits, access)
-        embedding_pb2_grpc.add_EmbeddingServicer_to_server(embedding, server)
+        EmbeddingService(self._serving, config.limits, access).add_to(server)
         admin = AdminService(
             self._serving, config.limits, access, checkpoints=config.checkpoints, exports=config.exports
         )

@@ -1,11 +1,11 @@
 """How a server listens, whom it lets in, and what it takes."""
 
 import ipaddress
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rockbed.config import whole_problems
+from rockbed.cores import cores
 from rockbed.errors import InvalidConfig
 from rockbed.server.limits import Limits
 
@@ -30,7 +30,7 @@ class ServerConfig:
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     tokens: Path | None = None
-    workers: int = field(default_factory=lambda: 2 * (os.cpu_count() or 1) + 2)
+    workers: int = field(default_factory=lambda: 2 * cores() + 2)
     queue_max: int = 256
     streams_max: int = 64
     limits: Limits = field(default_factory=Limits)

@@ -139,7 +139,7 @@ def prepare(group: Group, given: Gradients, step: int, ahead: Fetched, left: int
         if missing:
             rows, created = _place(group, keys, rows, ahead, left, now_ms)
             pinned = np.concatenate([pinned, rows])
-        prepared = _combine(group, keys, rows, grads)
+        prepared = _combine(group, keys, rows, grads, owned=given.owned)
         prepared.pinned, prepared.created, prepared.counted = pinned[pinned >= 0], created, counted
         prepared.step = step
     except BaseException:
@@ -169,7 +169,7 @@ def _place(group: Group, keys: I64, rows: I64, ahead: Fetched, left: int, now_ms
     return rows, placed[made]
 
 
-def _combine(group: Group, keys: I64, rows: I64, grads: F32) -> Prepared:
+def _combine(group: Group, keys: I64, rows: I64, grads: F32, *, owned: bool) -> Prepared:
     none = np.empty(0, np.int64)
     if group.config.duplicates == "sequential":
         keep = rows >= 0
@@ -179,15 +179,16 @@ def _combine(group: Group, keys: I64, rows: I64, grads: F32) -> Prepared:
             keep[bad] = False
         if not keep.all():
             rows, keys, grads = rows[keep], keys[keep], grads[keep]
-        else:
+        elif not owned:
             keys, grads = keys.copy(), grads.copy()
         return Prepared(group, rows, keys, grads, none, none)
     first = np.empty(rows.size, np.int64)
     inverse = np.empty(rows.size, np.int64)
     count = k.distinct(rows, group.table.mark, first, inverse)
     if count == rows.size:
-        # the caller's arrays: what the journal hashed must be what it writes, whatever becomes of them meanwhile
-        keys, grads = keys.copy(), grads.copy()
+        if not owned:
+            # the caller's arrays: what the journal hashed must be what it writes, whatever becomes of them meanwhile
+            keys, grads = keys.copy(), grads.copy()
     else:
         sums = np.empty((count, group.config.dim), np.float32)
         finite: list[bool] = []

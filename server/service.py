@@ -7,6 +7,7 @@ import grpc
 import numpy as np
 
 from rockbed.errors import InvalidConfig, LimitExceeded
+from rockbed.messages import lookup_response, read_lookup_request, read_push_request
 from rockbed.requests import Gradients, Request
 from rockbed.server.access import Principal, Role
 from rockbed.server.limits import Limits
@@ -15,19 +16,38 @@ from rockbed.server.service_errors import answered
 from rockbed.server.serving import Serving
 from rockbed.types import I64
 from rockbed.v1 import embedding_pb2 as pb
-from rockbed.v1 import embedding_pb2_grpc
-from rockbed.wire import floats_from_bytes, floats_to_bytes, keys_from_bytes
+from rockbed.wire import floats_from_bytes, floats_to_wire, keys_from_bytes
 
 CLIENT_BYTES_MAX = 255
 
 
-class EmbeddingService(embedding_pb2_grpc.EmbeddingServicer):  # type: ignore[misc]
-    """Rows by key. Thread-safe, as the engine is."""
+class EmbeddingService:
+    """Rows by key. Thread-safe, as the engine is.
+
+    Messages that are mostly arrays are not protobuf's (`messages` says why), so it adds its methods to a server itself.
+    """
 
     def __init__(self, serving: Serving, limits: Limits, access: Access) -> None:
         self._serving = serving
         self._limits = limits
         self._access = access
+
+    def add_to(self, server: grpc.Server) -> None:
+        """Have a server answer the service's calls."""
+        applied = pb.ApplyGradientsResponse.SerializeToString
+        methods = {
+            "Lookup": grpc.unary_unary_rpc_method_handler(self.Lookup, read_lookup_request, bytes),
+            "LookupStream": grpc.stream_stream_rpc_method_handler(self.LookupStream, read_lookup_request, bytes),
+            "ApplyGradients": grpc.unary_unary_rpc_method_handler(self.ApplyGradients, read_push_request, applied),
+            "ApplyGradientsStream": grpc.stream_stream_rpc_method_handler(
+                self.ApplyGradientsStream, read_push_request, applied
+            ),
+            "Prefetch": grpc.unary_unary_rpc_method_handler(
+                self.Prefetch, pb.PrefetchRequest.FromString, pb.PrefetchResponse.SerializeToString
+            ),
+        }
+        name = pb.DESCRIPTOR.services_by_name["Embedding"].full_name
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
 
     def Lookup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
@@ -71,8 +91,8 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServicer):  # type: ignore[mi
                 f"message_bytes_max is {self._limits.message_bytes_max}: send fewer keys a request"
             )
         out = np.empty((keys.size, dim), np.float32)
-        self._serving.engine.lookup(request.group, keys, out, train=request.train)
-        return pb.LookupResponse(weights=floats_to_bytes(out, request.precision))
+        self._serving.engine.lookup(request.group, keys, out, train=bool(request.train))
+        return lookup_response(floats_to_wire(out, request.precision))
 
     def _apply(self, request: Any, caller: Principal) -> Any:
         caller.must_reach(share.group for share in request.groups)
@@ -87,9 +107,9 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServicer):  # type: ignore[mi
         grads = floats_from_bytes(
             share.gradients, keys.size, dim, share.precision, f"the gradients of group {share.group}"
         )
-        return Gradients(share.group, keys, grads, share.global_step or None)
+        return Gradients(share.group, keys, grads, share.global_step or None, owned=True)
 
-    def _keys(self, data: bytes) -> I64:
+    def _keys(self, data: bytes | memoryview) -> I64:
         must_fit(len(data) // 8, self._limits)
         return keys_from_bytes(data)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import grpc
 
+from rockbed.messages import ApplyGradientsRequest, LookupRequest
 from rockbed.v1 import embedding_pb2 as pb
 from rockbed.wire import CODE_KEY
 
@@ -56,9 +57,9 @@ def received(message: Any, size: int) -> None:
 
 def groups_and_keys(message: Any) -> tuple[list[int], int]:
     """Which groups a request is about, and how many keys it has."""
-    if isinstance(message, pb.ApplyGradientsRequest):
+    if isinstance(message, ApplyGradientsRequest):
         return [share.group for share in message.groups], sum(len(share.keys) // 8 for share in message.groups)
-    if isinstance(message, pb.LookupRequest | pb.PrefetchRequest):
+    if isinstance(message, LookupRequest | pb.PrefetchRequest):
         return [message.group], len(message.keys) // 8
     return [], 0
 

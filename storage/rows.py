@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import rocksdict
 
+from rockbed.cores import cores
 from rockbed.errors import RockbedError
 from rockbed.storage.files import os_errors, rocksdb_error
 from rockbed.storage.forking import forget_in_child
@@ -31,7 +32,7 @@ _SCAN_ROWS = 4096  # rows a step of an iteration: a step holds the GIL for about
 _DELETE_ROWS = 2000  # deletions a write batch: rocksdict holds the GIL while it writes one
 _BLOCK_BYTES = 8 << 10
 _READ_ROWS = 256  # rows that are worth a thread of their own: about 1 ms
-_READ_THREADS = min(8, os.cpu_count() or 1)
+_READ_THREADS = min(8, cores())
 _BUFFER_BYTES = 4 << 20  # of the SST writer
 _MOST_STAMP = 2**31 - 1
 _TTL_MAX_S = 10 * 365 * 86_400  # RocksDB's time stamps end in 2038: a longer TTL is left to the sweeper

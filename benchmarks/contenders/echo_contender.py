@@ -1,6 +1,6 @@
 """A gRPC server that does nothing (benchmarks/echo.py), sent as many bytes as Rockbed's daemon and answering as many.
 
-One message a call and a future for each, as Rockbed's client does with batches of these sizes. The bytes are made once,
+One message a call, waited for at once, as Rockbed's client does with batches of these sizes. The bytes are made once,
 so the ratio to it says what Rockbed's client and server cost beside gRPC.
 """
 
@@ -29,7 +29,7 @@ class Echo:
         self._method = lru_cache(self._channel.unary_unary)
 
     def _call(self, request: bytes, answer: int) -> None:
-        self._method(f"/bytes/{answer}").future(request, timeout=60).result()
+        self._method(f"/bytes/{answer}")(request, timeout=60)
 
     def lookup(self, batch: Batch) -> None:
         self._call(*lookup_bytes(len(batch.keys), self._dim))

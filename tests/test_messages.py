@@ -1,0 +1,102 @@
+"""Messages read and written by hand are protobuf's, in both directions."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rockbed import messages
+from rockbed.requests import Gradients, Request
+from rockbed.v1 import embedding_pb2 as pb
+
+BYTES = st.binary(max_size=300)
+GROUP = st.integers(0, 2**32 - 1)
+PRECISION = st.integers(0, 2)
+NAME = st.text(max_size=40)
+
+
+@given(GROUP, BYTES, st.booleans(), PRECISION)
+def test_lookup_requests(group: int, keys: bytes, train: bool, precision: int) -> None:
+    theirs = pb.LookupRequest(group=group, keys=keys, train=train, precision=precision)  # type: ignore[arg-type,unused-ignore]
+    ours = messages.lookup_request(group, keys, train, precision)
+    assert pb.LookupRequest.FromString(ours) == theirs
+    read = messages.read_lookup_request(theirs.SerializeToString())
+    assert (read.group, bytes(read.keys), bool(read.train), read.precision) == (group, keys, train, precision)
+
+
+@given(BYTES)
+def test_lookup_answers(weights: bytes) -> None:
+    assert pb.LookupResponse.FromString(messages.lookup_response(weights)).weights == weights
+    read = messages.read_lookup_response(pb.LookupResponse(weights=weights).SerializeToString())
+    assert bytes(read.weights) == weights
+
+
+SHARE = st.tuples(GROUP, BYTES, BYTES, st.none() | st.integers(1, 2**62))
+
+
+@given(st.lists(SHARE, max_size=4), PRECISION, NAME, st.integers(0, 2**63 - 1))
+def test_pushes(shares: list[Any], precision: int, client: str, number: int) -> None:
+    theirs = pb.ApplyGradientsRequest(client_id=client, request_number=number)
+    for group, keys, grads, step in shares:
+        theirs.groups.add(group=group, keys=keys, gradients=grads, precision=precision, global_step=step or 0)  # type: ignore[arg-type,unused-ignore]
+    nothing = np.empty(0, np.int64), np.empty((0, 1), np.float32)
+    items = [Gradients(group, *nothing, step) for group, _, _, step in shares]
+    arrays = [(keys, grads) for _, keys, grads, _ in shares]
+    ours = messages.push_request(items, arrays, precision, Request(client, number))
+    assert pb.ApplyGradientsRequest.FromString(ours) == theirs
+    read = messages.read_push_request(theirs.SerializeToString())
+    assert (read.client_id, read.request_number) == (client, number)
+    for share, (group, keys, grads, step) in zip(read.groups, shares, strict=True):
+        assert (share.group, bytes(share.keys), bytes(share.gradients)) == (group, keys, grads)
+        assert (share.precision, share.global_step) == (precision, step or 0)
+
+
+def test_arrays_are_written_as_they_lie_in_memory() -> None:
+    keys, grads = np.arange(5), np.ones((5, 3), np.float32)
+    data = messages.push_request([Gradients(7, keys, grads)], [(keys, grads)], 0, Request("a", 1))
+    (share,) = pb.ApplyGradientsRequest.FromString(data).groups
+    assert (share.keys, share.gradients) == (keys.tobytes(), grads.tobytes())
+    empty = np.empty((0, 3), np.float32)
+    data = messages.push_request([Gradients(7, keys[:0], empty)], [(keys[:0], empty)], 0, Request("a", 1))
+    assert pb.ApplyGradientsRequest.FromString(data).groups[0].keys == b""
+
+
+def test_fields_of_a_later_protocol_are_skipped_and_the_last_of_several_counts() -> None:
+    extra = b"\x98\x06\x05" + b"\x9a\x06\x03abc" + b"\x9d\x06abcd" + b"\x99\x06abcdefgh"  # field 99 in four kinds
+    data = extra + messages.lookup_request(3, b"12345678", True, 1) + b"\x08\x09" + extra
+    read = messages.read_lookup_request(data)
+    assert (read.group, bytes(read.keys), read.precision) == (9, b"12345678", 1)
+    assert pb.LookupRequest.FromString(data).group == 9
+
+
+@given(st.binary(max_size=60))
+def test_what_protobuf_refuses_is_refused_and_what_it_takes_is_read_alike(data: bytes) -> None:
+    for read, theirs in (
+        (messages.read_lookup_request, pb.LookupRequest),
+        (messages.read_push_request, pb.ApplyGradientsRequest),
+        (messages.read_lookup_response, pb.LookupResponse),
+    ):
+        try:
+            wanted: Any = theirs.FromString(data)
+        except Exception:  # protobuf's own class for it differs from version to version
+            wanted = None
+        try:
+            found: Any = read(data)
+        except (ValueError, IndexError):
+            found = None
+        if wanted is None or found is None:
+            # groups, a kind of field that proto3 lacks, are skipped by protobuf and refused here
+            assert found is None
+        elif theirs is pb.LookupResponse:
+            assert bytes(found.weights) == wanted.weights
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x0a", b"\x0a\x05abc", b"\xff" * 11, b"\x08" + b"\xff" * 10, b"\x0d\x01", b"\x0f", b"\0\0"]
+)
+def test_a_message_that_is_cut_short_or_none_is_refused(data: bytes) -> None:
+    for read in (messages.read_lookup_request, messages.read_push_request, messages.read_lookup_response):
+        with pytest.raises((ValueError, IndexError)):
+            read(data)

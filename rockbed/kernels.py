@@ -1,17 +1,60 @@
-"""How Rockbed compiles its loops: one decorator, a notice while compiling, and two building blocks."""
+"""How Rockbed compiles its loops: one decorator, a notice while compiling, and two building blocks.
+
+numba, which takes a second to import, is imported when a kernel is first called: a client of a server names optimizers
+and initializers, whose files hold kernels, and calls none.
+"""
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, event, types
-from numba.extending import intrinsic
 
 _log = logging.getLogger("rockbed")
+_lock = threading.RLock()
+_noticing = False
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Deferred:
+    """What numba makes of a function, made when it is first called or first used by another one."""
+
+    def __init__(self, function: Callable[..., Any], make: Callable[[Any, Callable[..., Any]], Any]) -> None:
+        """make: called with numba and the function."""
+        self._function = function
+        self._make = make
+        self._made: Any = None
+
+    def made(self) -> Any:
+        """numba's own object."""
+        if self._made is None:
+            with _lock:
+                if self._made is None:
+                    self._made = self._make(_numba(), self._function)
+                    self._take_places()
+        return self._made
+
+    def _take_places(self) -> None:
+        # numba knows nothing of this class: where a kernel names another one, or calls itself, it must find its own
+        place = self._function.__globals__
+        for name in {*self._function.__code__.co_names, self._function.__name__}:
+            value = place.get(name)
+            if isinstance(value, Deferred):
+                place[name] = value.made()
+
+    def __call__(self, *args: Any) -> Any:
+        return (self._made or self.made())(*args)
+
+
+def _numba() -> Any:
+    import numba
+
+    global _noticing
+    if not _noticing:
+        _noticing = True
+        _notice_compiling()
+    return numba
 
 
 def kernel(function: F) -> F:
@@ -20,43 +63,46 @@ def kernel(function: F) -> F:
     No fastmath: a result must not depend on how a compiler reorders sums, because replaying the
     journal, another machine and a GPU have to arrive at the same bits.
     """
-    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+    return cast(F, Deferred(function, lambda numba, f: numba.njit(cache=True, nogil=True, error_model="numpy")(f)))
 
 
 def statistic(function: F) -> F:
     """Like `kernel`, for figures that people look at and no row depends on: the compiler may reorder and fuse their
     sums, which makes them several times as fast."""
-    fastmath = {"reassoc", "contract"}
-    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=fastmath)(function))
+    options = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
+    return cast(F, Deferred(function, lambda numba, f: numba.njit(**options)(f)))
 
 
 def inlined(function: F) -> F:
     """A small function that LLVM inlines into the kernels that call it. Not cached on its own."""
-    return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))
+    options = {"nogil": True, "error_model": "numpy", "forceinline": True}
+    return cast(F, Deferred(function, lambda numba, f: numba.njit(**options)(f)))
 
 
-class _CompileNotice(event.Listener):
-    """Says once a process that kernels are being compiled, so that the first seconds are no mystery."""
+def _notice_compiling() -> None:
+    """Say once a process that kernels are being compiled, so that the first seconds are no mystery."""
+    from numba.core import event
 
-    def __init__(self) -> None:
-        self.told = False
+    class Notice(event.Listener):
+        told = False
 
-    def on_start(self, event: event.Event) -> None:
-        dispatcher = (event.data or {}).get("dispatcher")
-        module = getattr(getattr(dispatcher, "py_func", None), "__module__", "") or ""
-        if not self.told and module.startswith("rockbed"):
-            self.told = True
-            _log.warning("rockbed: compiling CPU kernels for this machine (each once: they are cached for later)")
+        def on_start(self, event: Any) -> None:
+            dispatcher = (event.data or {}).get("dispatcher")
+            module = getattr(getattr(dispatcher, "py_func", None), "__module__", "") or ""
+            if not self.told and module.startswith("rockbed"):
+                self.told = True
+                _log.warning("rockbed: compiling CPU kernels for this machine (each once: they are cached for later)")
 
-    def on_end(self, event: event.Event) -> None:
-        return None
+        def on_end(self, event: Any) -> None:
+            return None
+
+    event.register("numba:compile", Notice())
 
 
-event.register("numba:compile", _CompileNotice())
-
-
-@intrinsic
 def _prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
+    from llvmlite import ir
+    from numba.core import cgutils, types
+
     signature = types.void(array, types.int64)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -74,6 +120,9 @@ def _prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
     return signature, generate
 
 
+_load_line: Any = Deferred(_prefetch, lambda numba, f: numba.extending.intrinsic(f))
+
+
 @inlined
 def prefetch(array: Any, offset: int) -> None:
     """Ask the CPU to load the cache line at byte `offset` of a C-contiguous array. Inside kernels only.
@@ -81,7 +130,7 @@ def prefetch(array: Any, offset: int) -> None:
     Random rows cost a cache miss each; asked for some iterations ahead the misses overlap. How much that gains depends
     on the machine: `python -m benchmarks.kernels` measures the Adagrad step with it and without.
     """
-    _prefetch(array, offset)
+    _load_line(array, offset)
 
 
 @inlined

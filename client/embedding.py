@@ -1,6 +1,7 @@
 """`PyEmbedding`: one group of rows, looked up and trained by key."""
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -162,6 +163,38 @@ class PyEmbedding:
         )
         self.storage.backend.lookup(self.group, sent, out, train=train)
         return out if weights is None else None
+
+    def lookup_async(self, keys: I64 | U64, weights: F32 | None = None, *, train: bool = True) -> "Future[F32 | None]":
+        """As `lookup`, in a thread: a concurrent.futures.Future of its result (`await asyncio.wrap_future(it)`).
+
+        What the arrays lack is raised at once. Neither array may be changed until the future is done.
+        """
+        sent = checked_keys(keys)
+        if weights is not None:
+            checked_output(weights, sent, self.dim)
+        return self.storage.ahead.lookup(lambda: self.lookup(sent, weights, train=train))
+
+    def prefetch(self, keys: I64 | U64) -> tuple[int, int]:
+        """Bring rows from disk into memory ahead of their use. Creates none, counts as no lookup, renews no TTL.
+
+        keys: as for lookup. Returns how many of the distinct keys have their row in memory then, and how many have no
+        row. Raises what lookup raises.
+        """
+        return self.storage.backend.prefetch(self.group, checked_keys(keys))
+
+    def prefetch_async(self, keys: I64 | U64) -> "Future[tuple[int, int]]":
+        """As `prefetch`, in a thread."""
+        return self.storage.ahead.lookup(self.prefetch, checked_keys(keys))
+
+    def apply_gradients_async(
+        self, keys: I64 | U64, gradients: F32, *, request: "RequestId | None" = None
+    ) -> "Future[bool]":
+        """As `apply_gradients`, in a thread: a concurrent.futures.Future, done when the push is durable.
+
+        What the arrays lack is raised at once. They may not be changed until the future is done. Pushes of a storage
+        are applied in the order in which they were asked for, and `close` waits for them.
+        """
+        return self.storage.apply_gradients_async([(self, keys, gradients)], request=request)
 
     def apply_gradients(self, keys: I64 | U64, gradients: F32, *, request: "RequestId | None" = None) -> None:
         """Update the rows of keys with the group's optimizer. Durable when it returns.

@@ -10,8 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rockbed.client.arrays import checked_group
 from rockbed.client.connection import Connection
+from rockbed.client.pushes import messages
 from rockbed.client.row_messages import row_report
 from rockbed.client.transport import Transport
 from rockbed.config import GroupConfig
@@ -60,6 +63,7 @@ class Remote:
             raise
         self._bytes_max = info.message_bytes_max - _ENVELOPE_BYTES
         self._keys_max = info.keys_max
+        self._push_bytes_max = info.push_bytes_max
 
     @property
     def path(self) -> Path:
@@ -92,7 +96,7 @@ class Remote:
             self._receive(*waiting.popleft(), out)
 
     def _receive(self, sent: Any, request: Any, part: slice, out: F32) -> None:
-        answer = self._transport.finish(sent, "Lookup", request, again=True)
+        answer = self._transport.finish(sent, "Lookup", request)
         floats_into(out[part], answer.weights, self._precision, "the weights from the server")
 
     def _parts(self, n: int, dim: int) -> Iterator[slice]:
@@ -100,21 +104,31 @@ class Remote:
         return (slice(start, min(n, start + step)) for start in range(0, max(n, 1), step))
 
     def apply_gradients(self, items: Sequence[Gradients], request: Request | None) -> bool:
-        size = sum(8 * item.keys.size + float_bytes(self._precision) * item.grads.size for item in items)
-        keys = sum(item.keys.size for item in items)
-        if size > self._bytes_max or keys > self._keys_max:
+        width = float_bytes(self._precision)
+        size = sum(8 * item.keys.size + width * item.grads.size for item in items)
+        if size > self._push_bytes_max:
             raise BatchTooLarge(
-                f"the push has {keys} keys and {size} bytes, the server takes {self._keys_max} keys and "
-                f"{self._bytes_max} bytes at once (keys_max, message_bytes_max): send smaller batches, or raise them "
-                "there"
+                f"the push has {size} bytes, the server takes {self._push_bytes_max} at once (push_bytes_max): send "
+                "smaller batches, or raise it there"
             )
         if request is None:
             with self._lock:
                 request = Request(self._pushes_as, next(self._numbers))
-        arrays = [(keys_to_wire(item.keys), floats_to_wire(item.grads, self._precision)) for item in items]
-        message = push_request(items, arrays, self._precision, request)
-        applied: bool = self._ask("ApplyGradients", message).applied
+        parts = list(messages(items, width, self._bytes_max, self._keys_max))
+        if len(parts) == 1:
+            answer = self._ask("ApplyGradients", self._push_message(items, request))
+        else:
+            last = len(parts) - 1
+            answer = self._transport.call_with_several(
+                "ApplyGradientsStream",
+                lambda: (self._push_message(part, request, more=i < last) for i, part in enumerate(parts)),
+            )
+        applied: bool = answer.applied
         return applied
+
+    def _push_message(self, items: Sequence[Gradients], request: Request, *, more: bool = False) -> bytes:
+        arrays = [(keys_to_wire(item.keys), floats_to_wire(item.grads, self._precision)) for item in items]
+        return push_request(items, arrays, self._precision, request, more=more)
 
     def put_rows(self, group: int, rows: PutRows, *, mode: str) -> int:
         message = admin_pb2.PutRowsRequest(
@@ -150,8 +164,13 @@ class Remote:
         return rows
 
     def prefetch(self, group: int, keys: I64) -> tuple[int, int]:
-        answer = self._ask("Prefetch", embedding_pb2.PrefetchRequest(group=group, keys=keys_to_bytes(keys)))
-        return answer.in_memory, answer.absent
+        in_memory = absent = 0
+        distinct = np.unique(keys)  # so that a key which occurs in two parts is not counted twice
+        for part in self._parts(distinct.size, 2):
+            request = embedding_pb2.PrefetchRequest(group=group, keys=keys_to_bytes(distinct[part]))
+            answer = self._ask("Prefetch", request)
+            in_memory, absent = in_memory + answer.in_memory, absent + answer.absent
+        return in_memory, absent
 
     def last_request(self, client: str) -> int:
         number: int = self._ask("LastRequest", admin_pb2.LastRequestRequest(client_id=client)).request_number

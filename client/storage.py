@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import fields
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rockbed.client.ahead import Ahead
 from rockbed.client.arrays import checked_group, checked_keys, checked_rows
 from rockbed.client.backend import Backend
 from rockbed.client.connection import Connection
@@ -16,7 +18,7 @@ from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.config import GroupConfig, StoreConfig
 from rockbed.errors import InvalidConfig, WrongDtype
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
-from rockbed.requests import ExportOptions, ImportOptions, Request
+from rockbed.requests import ExportOptions, Gradients, ImportOptions, Request
 from rockbed.types import F32, I64, U64
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class PyStorage:
             repair=repair,
         )
         self._target = str(target)
+        self.ahead = Ahead()
         # each end loads what it needs: a client has no use for RocksDB, a store in this process none for gRPC
         self.backend: Backend
         if self._target.startswith(("grpc://", "grpcs://", "grpc+unix://")):
@@ -115,6 +118,15 @@ class PyStorage:
         Raises what PyEmbedding.apply_gradients raises, RequestTooOld, and InvalidConfig for an embedding of another
         storage.
         """
+        return self.backend.apply_gradients(self._checked(items), _request(request))
+
+    def apply_gradients_async(
+        self, items: "Sequence[tuple[PyEmbedding, I64 | U64, F32]]", *, request: RequestId | None = None
+    ) -> "Future[bool]":
+        """As `apply_gradients`, in a thread: see PyEmbedding.apply_gradients_async."""
+        return self.ahead.push(self.backend.apply_gradients, self._checked(items), _request(request))
+
+    def _checked(self, items: "Sequence[tuple[PyEmbedding, I64 | U64, F32]]") -> list[Gradients]:
         merged = []
         for item in items:
             if not isinstance(item, tuple | list) or len(item) != 3 or not hasattr(item[0], "checked"):
@@ -123,7 +135,7 @@ class PyStorage:
             if embedding.storage is not self:
                 raise InvalidConfig(f"{embedding!r} belongs to another storage than {self!r}")
             merged.append(embedding.checked(keys, gradients))
-        return self.backend.apply_gradients(merged, _request(request))
+        return merged
 
     def last_request(self, client: str) -> int:
         """The newest request number applied for a client id, 0 where there is none: a trainer resumes after it."""
@@ -316,7 +328,9 @@ class PyStorage:
         self.backend.compact()
 
     def close(self) -> None:
-        """Write back, close the files, let go of the directory. May be called twice."""
+        """Finish pushes that go on in threads, write back, close the files, let go of the directory. May be called
+        twice."""
+        self.ahead.finish()
         self.backend.close()
 
     def __enter__(self) -> "PyStorage":

@@ -4,7 +4,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,9 @@ class Transport:
         self._arrays = {
             "Lookup": self._channel.unary_unary("/rockbed.v1.Embedding/Lookup", None, read_lookup_response),
             "ApplyGradients": self._channel.unary_unary("/rockbed.v1.Embedding/ApplyGradients", None, push),
+            "ApplyGradientsStream": self._channel.stream_stream(
+                "/rockbed.v1.Embedding/ApplyGradientsStream", None, push
+            ),
         }
         self._stubs = (embedding_pb2_grpc.EmbeddingStub(self._channel), admin_pb2_grpc.AdminStub(self._channel))
         named = () if connection.client_id is None else ((CLIENT_KEY, connection.client_id),)
@@ -75,43 +78,36 @@ class Transport:
 
     def call(self, method: str, request: Any, *, again: bool, long: bool = False) -> Any:
         """The answer to a request. again: try again while the server is away; long: without a deadline."""
-        return self.finish(None, method, request, again=again, long=long)
+        # a call that is waited for at once spares a change of threads, a fifth of a small one's time
+        return self._tried(lambda: self._invoke(self._method(method), request, long), method, again)
 
-    def start(self, method: str, request: Any, *, long: bool = False) -> Any:
-        """Send a request; `finish` waits for its answer."""
-        return self._invoke(self._method(method).future, request, long)
+    def call_with_several(self, method: str, requests: Callable[[], Iterator[Any]]) -> Any:
+        """The one answer to several requests on a stream, which are made anew for each attempt."""
 
-    def finish(self, sent: Any, method: str, request: Any, *, again: bool, long: bool = False) -> Any:
-        """The answer to what `start` sent, or to what is sent here if that is None.
-
-        again: send the request again when the server was away.
-        """
-        until = time.monotonic() + (self._connection.retry_s if again else 0)
-        wait = _FIRST_WAIT_S
-        while True:
+        def attempt() -> Any:
+            answers = self._invoke(self._method(method), requests(), long=False)
             try:
-                if sent is not None:
-                    return sent.result()
-                # a call that is waited for at once spares a change of threads, a fifth of a small one's time
-                return self._invoke(self._method(method), request, long)
-            except grpc.RpcError as failed:
-                pause = wait * random.uniform(0.5, 1.5)
-                if self._closing.is_set() or not _is_passing(failed) or time.monotonic() + pause > until:
-                    raise self._error(failed, method) from None
-            except grpc.FutureCancelledError:
-                raise self._closed() from None
-            self._closing.wait(pause)
-            wait = min(2 * wait, _LONGEST_WAIT_S)
-            sent = None
+                for answer in answers:
+                    return answer
+                raise ServerError(f"{self.target} ended {method} without an answer")
+            finally:
+                answers.cancel()
 
-    def _invoke(self, call: Any, request: Any, long: bool) -> Any:
-        self._check_open()
-        timeout = None if long else self._connection.deadline_s
-        try:
-            return call(request, timeout=timeout, metadata=self._metadata + trace_headers())
-        except ValueError:  # what gRPC says of a channel that was closed a moment ago
-            self._check_open()
-            raise
+        return self._tried(attempt, method, again=True)
+
+    def start(self, method: str, request: Any) -> Any:
+        """Send a request; `finish` waits for its answer."""
+        return self._invoke(self._method(method).future, request, long=False)
+
+    def finish(self, sent: Any, method: str, request: Any) -> Any:
+        """The answer to what `start` sent; the request is sent again while the server is away."""
+        first = iter([sent])
+
+        def attempt() -> Any:
+            before = next(first, None)
+            return self._invoke(self._method(method), request, long=False) if before is None else before.result()
+
+        return self._tried(attempt, method, again=True)
 
     def stream(self, method: str, request: Any) -> Iterator[Any]:
         """The answers to a request that has several."""
@@ -125,6 +121,30 @@ class Transport:
         """End every call under way. May be called twice."""
         self._closing.set()
         self._channel.close()
+
+    def _tried(self, attempt: Callable[[], Any], method: str, again: bool) -> Any:
+        until = time.monotonic() + (self._connection.retry_s if again else 0)
+        wait = _FIRST_WAIT_S
+        while True:
+            try:
+                return attempt()
+            except grpc.RpcError as failed:
+                pause = wait * random.uniform(0.5, 1.5)
+                if self._closing.is_set() or not _is_passing(failed) or time.monotonic() + pause > until:
+                    raise self._error(failed, method) from None
+            except grpc.FutureCancelledError:
+                raise self._closed() from None
+            self._closing.wait(pause)
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+
+    def _invoke(self, call: Any, request: Any, long: bool) -> Any:
+        self._check_open()
+        timeout = None if long else self._connection.deadline_s
+        try:
+            return call(request, timeout=timeout, metadata=self._metadata + trace_headers())
+        except ValueError:  # what gRPC says of a channel that was closed a moment ago
+            self._check_open()
+            raise
 
     def _method(self, name: str) -> Any:
         if name in self._arrays:

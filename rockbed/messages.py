@@ -46,6 +46,7 @@ class ApplyGradientsRequest:
     groups: list[GroupGradients] = field(default_factory=list)
     client_id: str = ""
     request_number: int = 0
+    more: int = 0
 
 
 # field number and kind -> its name; what is not here is skipped, as protobuf skips it
@@ -58,7 +59,7 @@ _SHARE = {
     (4, _VARINT): "precision",
     (5, _VARINT): "global_step",
 }
-_PUSH = {(1, _BYTES): "groups", (2, _BYTES): "client_id", (3, _VARINT): "request_number"}
+_PUSH = {(1, _BYTES): "groups", (2, _BYTES): "client_id", (3, _VARINT): "request_number", (4, _VARINT): "more"}
 
 
 def lookup_request(group: int, keys: Buffer | AnyArray, train: bool, precision: int) -> bytes:
@@ -76,8 +77,10 @@ def push_request(
     arrays: Sequence[tuple[Buffer | AnyArray, Buffer | AnyArray]],
     precision: int,
     by: Request,
+    *,
+    more: bool = False,
 ) -> bytes:
-    """An ApplyGradientsRequest. arrays: keys and gradients of each item as they travel."""
+    """An ApplyGradientsRequest. arrays: keys and gradients of each item as they travel; more: not the last message."""
     parts: list[Any] = []
     for item, (keys, grads) in zip(items, arrays, strict=True):
         share = [
@@ -88,7 +91,7 @@ def push_request(
             _number(5, item.step or 0),
         ]
         parts += [_head(1, sum(map(len, share))), *share]
-    return b"".join((*parts, *_bytes(2, by.client.encode()), _number(3, by.number)))
+    return b"".join((*parts, *_bytes(2, by.client.encode()), _number(3, by.number), _number(4, more)))
 
 
 def read_lookup_request(data: bytes) -> LookupRequest:
@@ -108,7 +111,7 @@ def read_push_request(data: bytes) -> ApplyGradientsRequest:
         elif name == "client_id":
             request.client_id = str(value, "utf-8")
         else:
-            request.request_number = value
+            setattr(request, name, value)
     return request
 
 

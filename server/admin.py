@@ -73,6 +73,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
                 store=self._serving.engine.directory.name,
                 message_bytes_max=self._limits.message_bytes_max,
                 keys_max=self._limits.keys_max,
+                push_bytes_max=self._limits.push_bytes_max,
                 read_only=self._serving.engine.config.read_only,
             )
 

@@ -44,6 +44,7 @@ class ServerConfig:
             *whole_problems("queue_max", self.queue_max, 0, 1 << 20),
             *whole_problems("streams_max", self.streams_max, 1, 1024),
             *whole_problems("message_bytes_max", self.limits.message_bytes_max, 1 << 16, (1 << 31) - 1),
+            *whole_problems("push_bytes_max", self.limits.push_bytes_max, 1 << 16, 1 << 40),
             *whole_problems("keys_max", self.limits.keys_max, 1, 1 << 31),
             *self._tls_problems(),
             *self._listen_problems("listen", self.listen),

@@ -129,6 +129,7 @@ class Settings:
     streams_max: int = _setting(_whole, _C.streams_max, _LIMITS, "Streams open at a time; more are refused.")
     message_bytes_max: int = _setting(_bytes, _L.message_bytes_max, _LIMITS, "Bytes of a request or an answer.")
     keys_max: int = _setting(_whole, _L.keys_max, _LIMITS, "Keys of a request.")
+    push_bytes_max: int = _setting(_bytes, _L.push_bytes_max, _LIMITS, "Bytes of a push in several messages.")
     drain: float = _setting(_seconds, 30.0, _LIMITS, "Seconds that calls under way have when the server is to end.")
     checkpoints: Path | None = _setting(_path, None, _REST, "Directory for checkpoints asked for by clients.")
     exports: Path | None = _setting(_path, None, _REST, "Directory for their dumps, exports and imports.")
@@ -165,7 +166,9 @@ class Settings:
             workers=_C.workers if self.workers is None else self.workers,
             queue_max=self.queue_max,
             streams_max=self.streams_max,
-            limits=Limits(message_bytes_max=self.message_bytes_max, keys_max=self.keys_max),
+            limits=Limits(
+                message_bytes_max=self.message_bytes_max, keys_max=self.keys_max, push_bytes_max=self.push_bytes_max
+            ),
             checkpoints=self.checkpoints,
             exports=self.exports,
         )

@@ -13,6 +13,7 @@ from rockbed.server.access import Principal, Role
 from rockbed.server.limits import Limits
 from rockbed.server.service_access import Access
 from rockbed.server.service_errors import answered
+from rockbed.server.service_pushes import PushParts
 from rockbed.server.serving import Serving
 from rockbed.types import I64
 from rockbed.v1 import embedding_pb2 as pb
@@ -60,14 +61,21 @@ class EmbeddingService:
 
     def ApplyGradients(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
+            must_fit(_keys_in(request), self._limits)
+            if request.more:
+                raise InvalidConfig("a push in several messages goes to ApplyGradientsStream")
             return self._apply(request, self._access.caller(context))
 
     def ApplyGradientsStream(  # noqa: N802
         self, requests: Iterator[Any], context: grpc.ServicerContext
     ) -> Iterator[Any]:
         with answered(context):
+            parts = PushParts(self._limits)
             for request in requests:
-                yield self._apply(request, self._access.caller(context))
+                must_fit(_keys_in(request), self._limits)
+                push = parts.add(request)
+                if push is not None:
+                    yield self._apply(push, self._access.caller(context))
 
     def Prefetch(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
@@ -96,8 +104,6 @@ class EmbeddingService:
 
     def _apply(self, request: Any, caller: Principal) -> Any:
         caller.must_reach(share.group for share in request.groups)
-        total = sum(len(share.keys) // 8 for share in request.groups)
-        must_fit(total, self._limits)
         items = [self._share(share) for share in request.groups]
         return pb.ApplyGradientsResponse(applied=self._serving.engine.apply_gradients(items, _request_of(request)))
 
@@ -112,6 +118,10 @@ class EmbeddingService:
     def _keys(self, data: bytes | memoryview) -> I64:
         must_fit(len(data) // 8, self._limits)
         return keys_from_bytes(data)
+
+
+def _keys_in(push: Any) -> int:
+    return sum(len(share.keys) // 8 for share in push.groups)
 
 
 def must_fit(keys: int, limits: Limits) -> None:

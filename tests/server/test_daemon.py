@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from rockbed import (
-    BatchTooLarge,
     Connection,
     InvalidConfig,
     PyStorage,
@@ -204,12 +203,6 @@ def test_a_lookup_larger_than_the_server_takes_is_split(server: Server, connect:
         rows.apply_gradients(part, np.repeat(part[:, None], 4, axis=1).astype(np.float32))
     np.testing.assert_array_equal(rows.lookup(keys)[:, 0], -0.5 * keys)
     assert rows.lookup(np.empty(0, np.int64)).shape == (0, 4)
-
-
-def test_a_push_larger_than_the_server_takes_says_so(server: Server, connect: Connect) -> None:
-    rows = embedding(connect(server.start(limits=Limits(keys_max=100))))
-    with pytest.raises(BatchTooLarge, match=r"101 keys .* the server takes 100 keys"):
-        rows.apply_gradients(np.arange(101), ones(101))
 
 
 def test_a_message_beyond_the_limit_is_refused_by_name(server: Server, channel: grpc.Channel) -> None:

@@ -1,0 +1,39 @@
+"""Calls that go on while the caller does something else."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
+_LOOKUPS = 4  # under way at a time; others wait their turn
+
+
+class Ahead:
+    """Threads of one storage. Pushes are applied one after another, in the order in which they were asked for; lookups
+    go side by side. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._lock = threading.Lock()
+
+    def push(self, call: Callable[..., _Result], *args: Any) -> "Future[_Result]":
+        """Have a push made after those asked for before."""
+        return self._pool("push", 1).submit(call, *args)
+
+    def lookup(self, call: Callable[..., _Result], *args: Any) -> "Future[_Result]":
+        """Have rows looked up, or fetched."""
+        return self._pool("lookup", _LOOKUPS).submit(call, *args)
+
+    def finish(self) -> None:
+        """Wait for the pushes asked for; lookups that have not begun are given up. May be called twice."""
+        with self._lock:
+            pools, self._pools = self._pools, {}
+        for name, pool in pools.items():
+            pool.shutdown(wait=True, cancel_futures=name == "lookup")
+
+    def _pool(self, name: str, threads: int) -> ThreadPoolExecutor:
+        with self._lock:
+            if name not in self._pools:
+                self._pools[name] = ThreadPoolExecutor(threads, thread_name_prefix=f"rockbed-{name}")
+            return self._pools[name]

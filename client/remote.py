@@ -21,7 +21,7 @@ from rockbed.config import GroupConfig
 from rockbed.errors import BatchTooLarge, InvalidConfig, ServerError
 from rockbed.messages import lookup_request, push_request
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
-from rockbed.requests import ExportOptions, Gradients, ImportOptions, PutRows, Request, check_shrink
+from rockbed.requests import CONNECTION, ExportOptions, Gradients, ImportOptions, PutRows, Request, check_shrink
 from rockbed.types import F32, I64
 from rockbed.v1 import admin_pb2, embedding_pb2
 from rockbed.wire import (
@@ -48,7 +48,7 @@ class Remote:
         self._precision = PRECISIONS[connection.precision]
         self._in_flight = connection.in_flight
         # Never shared with another connection, whatever its name: the server would take one's pushes for the other's.
-        self._pushes_as = f"auto-{uuid.uuid4().hex}"
+        self._pushes_as = CONNECTION + uuid.uuid4().hex
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         try:

@@ -18,7 +18,7 @@ from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.config import GroupConfig, StoreConfig
 from rockbed.errors import InvalidConfig, WrongDtype
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
-from rockbed.requests import ExportOptions, Gradients, ImportOptions, Request
+from rockbed.requests import CONNECTION, ExportOptions, Gradients, ImportOptions, Request
 from rockbed.types import F32, I64, U64
 
 if TYPE_CHECKING:
@@ -359,6 +359,8 @@ def _must_be_default(target: str, config: StoreConfig, clock: Callable[[], float
 def _client(given: Any) -> str:
     if not isinstance(given, str) or not 0 < len(given.encode()) <= 255:
         raise InvalidConfig(f"client id is {given!r}: give a str of 1..255 bytes")
+    if given.startswith(CONNECTION):
+        raise InvalidConfig(f"client id is {given!r}: those that begin with {CONNECTION!r} are connections' own")
     return given
 
 

@@ -10,6 +10,8 @@ from rockbed.errors import InvalidConfig
 from rockbed.types import F32, I64
 
 STEP_MAX = 1 << 62  # of a global step
+CONNECTION = "auto-"
+"""Begins the client ids that connections give themselves, which nobody uses again once they have ended."""
 
 
 @dataclass(frozen=True, slots=True)

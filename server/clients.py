@@ -4,9 +4,10 @@ import threading
 from typing import Any
 
 from rockbed.errors import RequestTooOld
-from rockbed.requests import Request
+from rockbed.requests import CONNECTION, Request
 
 WINDOW = 1024  # request numbers behind a client's newest that are still told apart
+CONNECTION_KEPT_MS = 7 * 86_400_000  # after its last push; it may try one again for retry_s of the client, far less
 
 
 class Clients:
@@ -19,6 +20,7 @@ class Clients:
         self._window = window
         self._floor: dict[str, int] = {}
         self._above: dict[str, set[int]] = {}
+        self._latest_ms: dict[str, int] = {}  # of connections
         self._lock = threading.Lock()
 
     def applied(self, request: Request) -> bool:
@@ -37,9 +39,11 @@ class Clients:
                 )
             return request.number <= floor
 
-    def record(self, request: Request) -> None:
+    def record(self, request: Request, now_ms: int) -> None:
         """Remember a request as applied."""
         with self._lock:
+            if request.client.startswith(CONNECTION):
+                self._latest_ms[request.client] = now_ms
             above = self._above.setdefault(request.client, set())
             above.add(request.number)
             floor = self._floor.get(request.client, 0)
@@ -55,13 +59,20 @@ class Clients:
         with self._lock:
             return max(self._above.get(client, set()), default=self._floor.get(client, 0))
 
-    def snapshot(self) -> dict[str, Any]:
-        """What the catalog holds."""
+    def snapshot(self, now_ms: int) -> dict[str, Any]:
+        """What the catalog holds. Connections that have ended long ago are forgotten."""
         with self._lock:
-            return {c: {"floor": floor, "above": sorted(self._above.get(c, ()))} for c, floor in self._floor.items()}
+            for client in [c for c, latest in self._latest_ms.items() if now_ms - latest > CONNECTION_KEPT_MS]:
+                del self._latest_ms[client], self._floor[client], self._above[client]
+            return {client: self._entry(client) for client in self._floor}
+
+    def _entry(self, client: str) -> dict[str, Any]:
+        entry = {"floor": self._floor[client], "above": sorted(self._above.get(client, ()))}
+        return {**entry, "latest_ms": self._latest_ms[client]} if client in self._latest_ms else entry
 
     def load(self, stored: dict[str, Any]) -> None:
         """The reverse of `snapshot`."""
         with self._lock:
             self._floor = {client: int(entry["floor"]) for client, entry in stored.items()}
             self._above = {client: set(entry["above"]) for client, entry in stored.items()}
+            self._latest_ms = {c: int(entry["latest_ms"]) for c, entry in stored.items() if "latest_ms" in entry}

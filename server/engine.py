@@ -212,7 +212,7 @@ class Engine:
                             if p.step >= 0:
                                 p.group.global_step = p.step
                         if request is not None:
-                            self.clients.record(request)
+                            self.clients.record(request, now_ms)
                 done = True
             finally:
                 for p in prepared:
@@ -264,7 +264,7 @@ class Engine:
     def catalog(self, flushed_lsn: int) -> Catalog:
         """What the store is now, for a journal that is replayed from `flushed_lsn` on."""
         groups = {number: group.snapshot() for number, group in sorted(self.groups.items())}
-        return Catalog(flushed_lsn, self._latest_ms, groups, self.clients.snapshot())
+        return Catalog(flushed_lsn, self._latest_ms, groups, self.clients.snapshot(self._latest_ms))
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

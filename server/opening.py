@@ -187,7 +187,7 @@ def apply_entry(engine: "Engine", entry: Entry) -> None:
             replay = partial(push.replay, engine.group(section.group), section, entry.time_ms, entry.lsn)
             with_space(engine, replay, f"replaying the journal of {engine.directory}")
         if request is not None:
-            engine.clients.record(request)
+            engine.clients.record(request, entry.time_ms)
     elif entry.kind == Kind.DELETE:
         number, keys, _ = read_delete(entry.payload)
         removal.replay(engine, engine.group(number), np.array(keys), entry.lsn)

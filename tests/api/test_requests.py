@@ -180,3 +180,8 @@ def test_pushes_beside_a_close_are_there_or_were_refused(open_storage: OpenStora
         assert {type(error) for error in errors} == {StorageClosed}
         got = embedding(open_storage(f"store-{turn}")).lookup(np.arange(3), train=False)[:, 0]
         np.testing.assert_array_equal(got, [-0.5 * n for n in done])
+
+
+def test_ids_of_connections_are_not_for_users(storage: PyStorage) -> None:
+    with pytest.raises(InvalidConfig, match="connections' own"):
+        embedding(storage).apply_gradients(keys_of(1), ones(1), request=("auto-1", 1))

@@ -5,68 +5,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rockbed import Connection, PyStorage
 from tests.api.helpers import embedding, keys_of, ones, sgd
+from tests.crash.serving import Process
 from tests.server.test_exactly_once import _trained
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-class Process:
-    """A server on a store, at a Unix socket."""
-
-    def __init__(self, folder: Path) -> None:
-        self.data = folder / "store"
-        self.socket = folder / "s"
-        self.target = f"grpc+unix://{self.socket}"
-        self._process: subprocess.Popen[str] | None = None
-
-    def start(self, *options: str) -> str:
-        """Returns its first line, when it serves."""
-        command = [
-            sys.executable,
-            "-m",
-            "rockbed",
-            "serve",
-            "--data",
-            str(self.data),
-            "--listen",
-            f"unix:{self.socket}",
-        ]
-        self._process = subprocess.Popen(
-            [*command, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert self._process.stdout is not None
-        line = ""
-        while "serves" not in line:
-            line = self._process.stdout.readline()
-            if not line:
-                return f"ended with {self._process.wait()}"
-        return line
-
-    def end(self, number: signal.Signals) -> tuple[int, str]:
-        """Send a signal; returns the exit code and what the server said after it."""
-        assert self._process is not None
-        self._process.send_signal(number)
-        said, _ = self._process.communicate(timeout=60)
-        return self._process.returncode, said
-
-    def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self.end(signal.SIGKILL)
-
-
-@pytest.fixture
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    process = Process(tmp_path_factory.mktemp("serve"))
-    yield process
-    process.kill()
+from tests.source_tree import ROOT
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -116,17 +63,44 @@ def test_a_server_killed_under_load_loses_no_push_and_applies_none_twice(process
             process.start("--write-back-interval", "0.2")
 
     killer = threading.Thread(target=kill)
-    trainers = [PyStorage(process.target, connection=Connection(retry_s=120)) for _ in range(3)]
+    trainers = [PyStorage(process.target, connection=Connection(retry_s=120)) for _ in range(4)]
     rows = [embedding(storage, optimizer=sgd(1.0)) for storage in trainers]
     killer.start()
     sums = np.zeros(50)
     try:
         while killer.is_alive():
-            sums += _trained(rows, 3, 40)
+            sums += _trained(rows, 4, 30)
     finally:
         done.set()
         killer.join()
     assert len(killed) == kills
+    np.testing.assert_array_equal(rows[0].lookup(np.arange(50))[:, 0], -sums)
+    for storage in trainers:
+        storage.close()
+
+
+def test_a_server_told_to_end_under_load_ends_with_0_and_trainers_go_on_with_the_next(process: Process) -> None:
+    process.start("--drain", "5")
+    done = threading.Event()
+    ended: list[int] = []
+
+    def restart() -> None:
+        while len(ended) < 2 and not done.wait(0.4):
+            ended.append(process.end(signal.SIGTERM)[0])
+            process.start("--drain", "5")
+
+    restarter = threading.Thread(target=restart)
+    trainers = [PyStorage(process.target, connection=Connection(retry_s=120)) for _ in range(2)]
+    rows = [embedding(storage, optimizer=sgd(1.0)) for storage in trainers]
+    restarter.start()
+    sums = np.zeros(50)
+    try:
+        while restarter.is_alive():
+            sums += _trained(rows, 2, 40)
+    finally:
+        done.set()
+        restarter.join()
+    assert ended == [0, 0]
     np.testing.assert_array_equal(rows[0].lookup(np.arange(50))[:, 0], -sums)
     for storage in trainers:
         storage.close()

@@ -1,8 +1,8 @@
 """How a client talks to a server."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from rockbed.client.tls import Tls, tls_problems
 from rockbed.config import number_problems, whole_problems
 from rockbed.errors import InvalidConfig
 from rockbed.wire import PRECISIONS
@@ -11,7 +11,7 @@ _LONG_S = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
+class Connection(Tls):
     """Settings of a client: `PyStorage("grpc://host:7400", connection=Connection(deadline_s=5))`.
 
     deadline_s: seconds that one attempt of a call on rows may take.
@@ -31,10 +31,6 @@ class Connection:
     precision: str = "float32"
     client_id: str | None = None
     token: str | None = field(default=None, repr=False)
-    tls_ca: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_name: str | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -48,12 +44,7 @@ class Connection:
             problems.append(f"client_id is {self.client_id!r}, not 1 to 255 printable ASCII characters")
         if self.token is not None and not _is_header(self.token):
             problems.append("token is not printable ASCII")
-        if (self.tls_cert is None) != (self.tls_key is None):
-            problems.append("tls_cert and tls_key belong together: give both, or none")
-        for name in ("tls_ca", "tls_cert", "tls_key"):
-            path = getattr(self, name)
-            if path is not None and not Path(path).is_file():
-                problems.append(f"{name} is {str(path)!r}, which is no file")
+        problems += tls_problems(self)
         if problems:
             raise InvalidConfig("connection: " + "; ".join(problems))
 

@@ -3,6 +3,13 @@
 from rockbed.errors import InvalidConfig
 
 
+def url(server: str) -> str:
+    """The target for PyStorage of a server as it is typed: "host:port" and "unix:/path" stand for themselves, too."""
+    if server.startswith(("grpc://", "grpcs://", "grpc+unix://")):
+        return server
+    return "grpc+unix://" + server.removeprefix("unix:") if server.startswith("unix:") else "grpc://" + server
+
+
 def address(target: str) -> str:
     """gRPC's name of "grpc://host:port", "grpcs://host:port", "host:port", "grpc+unix:///path" or "unix:/path".
 

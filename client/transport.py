@@ -5,25 +5,21 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 
 from rockbed.allocation import keep_large_blocks
+from rockbed.client.channel_transport import is_about_tls, not_reached, open_channel
 from rockbed.client.connection import Connection
-from rockbed.client.target import address
 from rockbed.client.tracing import trace_headers
 from rockbed.errors import (
     DeadlineExceeded,
-    InvalidConfig,
     LimitExceeded,
     Overloaded,
     RockbedError,
     ServerError,
-    ServerUnavailable,
     StorageClosed,
-    TlsFailed,
     all_errors,
 )
 from rockbed.messages import read_lookup_response
@@ -31,24 +27,8 @@ from rockbed.v1 import admin_pb2_grpc, embedding_pb2, embedding_pb2_grpc
 from rockbed.wire import CLIENT_KEY, CODE_KEY, TOKEN_KEY, TOKEN_SCHEME
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
-_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),  # the server says what it sends
-    ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-)
 # a server that ends cancels what it has not finished
 _AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
-
-_ABOUT = {
-    "grpc": ", and without TLS (with it: grpcs://HOST:PORT)",
-    "grpcs": ", and does it want a certificate of the client's (tls_cert, tls_key)",
-}
-_TLS_WORDS = ("handshake failed", "certificate_verify", "verification check")
 _TOO_MANY = "Concurrent RPC limit exceeded!"  # what gRPC itself says
 
 
@@ -60,7 +40,7 @@ class Transport:
         self.target = target
         self._connection = connection
         self._process = os.getpid()
-        self._channel = _channel(target, connection)
+        self._channel = open_channel(target, connection)
         keep_large_blocks()
         push = embedding_pb2.ApplyGradientsResponse.FromString
         self._arrays = {
@@ -171,15 +151,8 @@ class Transport:
         if cls is not None:
             return cls(failed.details())
         status, said = failed.code(), failed.details() or "no details"
-        if _is_about_tls(failed):
-            return TlsFailed(
-                f"no encrypted connection to {self.target} ({said}): look at the server's certificate (its name, its "
-                "last day, who signed it: tls_ca, tls_name), at the client's own (tls_cert), and whether the port "
-                "speaks TLS at all"
-            )
         if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-            hint = _ABOUT.get(self.target.partition("://")[0], "")
-            return ServerUnavailable(f"{self.target} cannot be reached ({said}): is the server running there{hint}?")
+            return not_reached(failed, self.target)
         if status is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(
                 f"{self.target} did not answer {method} within {self._connection.deadline_s} s: send smaller batches, "
@@ -196,28 +169,7 @@ def _is_passing(failed: Any) -> bool:
     """Whether the call may go well another time."""
     if failed.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return _trailer(failed, CODE_KEY) == Overloaded.code or failed.details() == _TOO_MANY
-    return failed.code() in _AGAIN and not _is_about_tls(failed)
-
-
-def _is_about_tls(failed: Any) -> bool:
-    # gRPC has no status for it
-    said = (failed.details() or "").lower()
-    return failed.code() is grpc.StatusCode.UNAVAILABLE and any(words in said for words in _TLS_WORDS)
-
-
-def _channel(target: str, connection: Connection) -> Any:
-    given = [n for n in ("tls_ca", "tls_cert", "tls_name") if getattr(connection, n) is not None]
-    if not target.startswith("grpcs://"):
-        if given:
-            raise InvalidConfig(f"{', '.join(given)}: {target} is not encrypted; one with TLS is grpcs://HOST:PORT")
-        return grpc.insecure_channel(address(target), _OPTIONS)
-    files = (connection.tls_ca, connection.tls_key, connection.tls_cert)
-    try:
-        contents = [None if path is None else Path(path).read_bytes() for path in files]
-    except OSError as error:
-        raise InvalidConfig(f"{error.filename} cannot be read: {error.strerror}") from None
-    name = () if connection.tls_name is None else (("grpc.ssl_target_name_override", connection.tls_name),)
-    return grpc.secure_channel(address(target), grpc.ssl_channel_credentials(*contents), _OPTIONS + name)
+    return failed.code() in _AGAIN and not is_about_tls(failed)
 
 
 def _trailer(failed: Any, key: str) -> str | None:

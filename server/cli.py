@@ -1,4 +1,4 @@
-"""The command line.
+"""The command line: `rockbed serve` is in cli_serve.py, what works on a store in cli_commands.py.
 
 What a command needs is imported in it, so that those that only ask a server start at once.
 """
@@ -9,7 +9,8 @@ import typer
 
 from rockbed._version import __version__
 from rockbed.server import cli_serve
-from rockbed.server.cli_errors import errors_said
+from rockbed.server.cli_commands import add_commands
+from rockbed.server.cli_options import TlsOptions, unfolded
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
@@ -30,8 +31,12 @@ for command in (cli_serve.serve, cli_serve.config, cli_serve.token):
 
 
 @app.command()
+@unfolded
 def health(
-    server: Annotated[str, typer.Option(help="HOST:PORT or unix:/path/of/a/socket.")] = "127.0.0.1:7400",
+    tls: TlsOptions,
+    server: Annotated[
+        str, typer.Option(envvar="ROCKBED_SERVER", help="HOST:PORT, grpcs://HOST:PORT or unix:/path/of/a/socket.")
+    ] = "127.0.0.1:7400",
     service: Annotated[str, typer.Option(help="One service, such as rockbed.v1.Embedding; all if not given.")] = "",
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 3.0,
 ) -> None:
@@ -39,11 +44,13 @@ def health(
 
     Example: rockbed health --server 127.0.0.1:7400
     """
-    with errors_said():
-        from rockbed.client.health_transport import check
+    from rockbed.client.health_transport import check
 
-        check(server, service, timeout_s=timeout)
+    check(server, service, timeout_s=timeout, tls=tls.tls())
     typer.echo("SERVING")
+
+
+add_commands(app)
 
 
 def main() -> None:

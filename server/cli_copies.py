@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from rockbed.server.cli_errors import WrongUsage
-from rockbed.server.cli_options import AsJson, Mode, StoreMode
+from rockbed.server.cli_asking import must_be_able_to_ask, typed
+from rockbed.server.cli_errors import FAILED, WrongUsage
+from rockbed.server.cli_options import AsJson, Mode, StoreMode, Yes
 from rockbed.server.cli_output import console, print_json, progress, size, table
 from rockbed.server.cli_store import Store
 
@@ -40,20 +41,43 @@ def checkpoint(
 
 
 def restore(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint's directory.")],
-    directory: Annotated[Path, typer.Argument(help="Where the store is to be; new or empty.")],
+    store: Store,
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint's directory; with --server its name there.")],
+    directory: Annotated[
+        Path | None, typer.Argument(help="Where a store is to be made, new or empty; without it, --server or --data.")
+    ] = None,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a store from a checkpoint. Needs no server.
+    """Make a store from a checkpoint, in a new directory or in the place of one, which is kept beside it.
 
     Example: rockbed restore ./checkpoints/monday ./model-2
+
+    Example: rockbed restore monday --server 127.0.0.1:7400 --yes
     """
     from rockbed.client.storage import PyStorage
 
-    with progress("restoring"):
-        PyStorage.restore(checkpoint, directory)
-    said = {"checkpoint": str(checkpoint), "directory": str(directory)}
-    _done(as_json, f"restored {checkpoint} to {directory}", said)
+    if directory is not None:
+        if store.server is not None or store.data is not None:
+            raise WrongUsage(f"restore to {directory}, or in the place of --server or --data: give one of them")
+        with progress("restoring"):
+            PyStorage.restore(checkpoint, directory)
+        said = {"checkpoint": str(checkpoint), "directory": str(directory)}
+        _done(as_json, f"restored {checkpoint} to {directory}", said)
+        return
+    if not yes:
+        must_be_able_to_ask("restoring in the place of a store")
+    with store.open() as storage:
+        if not yes:
+            rows = storage.stats()["rows"]
+            question = f"{store.target} with {rows:,} rows gives way to {checkpoint}. Type yes to go on"
+            if typed(question) != "yes":
+                typer.echo("rockbed: nothing was restored", err=True)
+                raise typer.Exit(FAILED)
+        with progress("restoring"):
+            kept = storage.restore_from(checkpoint)
+    said = {"checkpoint": str(checkpoint), "kept": kept}
+    _done(as_json, f"restored {checkpoint}; the store of before is {kept}", said)
 
 
 def export(

@@ -19,6 +19,18 @@ def test_a_checkpoint_becomes_a_store(place: Place, tmp_path: Path) -> None:
     assert "no checkpoint" in refused("restore", tmp_path / "none", tmp_path / "other", code=1)
 
 
+def test_a_checkpoint_takes_the_place_of_a_store(place: Place, tmp_path: Path) -> None:
+    done("checkpoint", place.copy("monday"), *place.options)
+    done("drop", "--group", 1, "--yes", *place.options)
+    assert "give --yes" in refused("restore", place.copy("monday"), *place.options, code=2)
+    found = said("restore", place.copy("monday"), "--yes", *place.options)
+    assert found["checkpoint"] == place.copy("monday")
+    assert said("stats", *place.options)["rows"] == 101
+    assert said("stats", "--data", tmp_path / Path(found["kept"]).name)["rows"] == 1
+    both = refused("restore", place.copy("monday"), tmp_path / "x", *place.options, code=2)
+    assert "give one of them" in both
+
+
 def test_a_server_takes_names_and_no_paths(served: Place, tmp_path: Path) -> None:
     for command in ("checkpoint", "export", "import"):
         assert "is a path" in refused(command, tmp_path / "x", *served.options, code=1)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rockbed.kernels import inlined, kernel, mix64, prefetch
-from rockbed.storage import counting_bloom as cb
+from rockbed.storage.counting_bloom import GAMMA, stream_of
 from rockbed.storage.index import ENTRY_BYTES, home
 from rockbed.storage.memory import reserve
 from rockbed.types import I64, AnyArray, Bool
@@ -33,7 +33,7 @@ def _drawn(stream: Any, key: int, before: int, more: int, chance: Any) -> bool:
     """Whether one of the sightings before + 1 .. before + more of a key admits it: splitmix64 started at the key."""
     start = mix64(stream ^ np.uint64(key))
     for n in range(before + 1, before + more + 1):  # noqa: SIM110  (numba compiles loops best)
-        if mix64(start + np.uint64(n) * cb.GAMMA) < chance:
+        if mix64(start + np.uint64(n) * GAMMA) < chance:
             return True
     return False
 
@@ -47,7 +47,7 @@ def _count(
     # needed > 0: admitted at that many sightings; needed == 0: each admits with probability chance / 2^64.
     n = keys.shape[0]
     size = table.shape[0]
-    stream = cb.stream_of(seed, group)
+    stream = stream_of(seed, group)
     for i in range(begin, n):
         if i + _AHEAD < n:
             prefetch(table, home(keys[i + _AHEAD], size) * ENTRY_BYTES)

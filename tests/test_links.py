@@ -22,7 +22,7 @@ NAMED = re.compile(r"\b(?:id|name)=\"([^\"]+)\"")
 
 
 def pages() -> list[Path]:
-    top = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+    top = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "deploy/README.md")]
     return [*top, *sorted((ROOT / "docs").rglob("*.md"))]
 
 

@@ -35,6 +35,9 @@ class Backend(Protocol):
     def groups(self) -> dict[int, GroupConfig]:
         """See PyStorage.groups."""
 
+    def alter_group(self, config: GroupConfig) -> int:
+        """See PyEmbedding.alter. Returns the group's global step."""
+
     def drop_group(self, group: int) -> int:
         """See PyStorage.drop_group."""
 

@@ -58,6 +58,9 @@ class Embedded:
         self.engine.check_open()
         return {number: group.config for number, group in sorted(self.engine.groups.items())}
 
+    def alter_group(self, config: GroupConfig) -> int:
+        return self.engine.alter_group(config).global_step
+
     def drop_group(self, group: int) -> int:
         return dropping.drop_group(self.engine, group)
 

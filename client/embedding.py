@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -113,6 +114,33 @@ class PyEmbedding:
         )
         self.storage = storage
         self._step = storage.backend.open_group(self.config)
+
+    def alter(self, *, optimizer: PyOptimizer | None = None, **settings: Any) -> None:
+        """Change settings of the group for good, while it is used: its optimizer's parameters and schedule, and by
+        their names those that PyEmbedding takes by keyword, but for seed. Others who have the group open go on with the
+        new ones.
+
+        >>> users.alter(optimizer=PyOptimizer(name="adagrad", gamma=0.01), ttl=86400)  # doctest: +SKIP
+
+        Raises InvalidConfig, UnknownName, GroupConflict (another kind of optimizer), PermissionDenied (on a server with
+        tokens it takes the role admin), ReadOnlyStorage; then nothing was changed.
+        """
+        fixed = sorted(settings.keys() & {"group", "dim", "initializer", "seed", "schedule"})
+        if fixed:
+            raise InvalidConfig(f"{', '.join(fixed)} cannot be altered (a schedule comes with its optimizer)")
+        if "ttl" in settings:
+            settings["ttl_s"] = settings.pop("ttl")
+        if settings.get("admission") is not None:
+            settings["admission"] = checked_admission(as_mapping("admission", settings["admission"]))
+        if optimizer is not None:
+            settings["optimizer"] = _named(optimizer.rule)
+            settings["schedule"] = None if optimizer.schedule is None else _named(optimizer.schedule)
+        unknown = sorted(settings.keys() - {each.name for each in fields(GroupConfig)})
+        if unknown:
+            raise InvalidConfig(f"{', '.join(unknown)}: no such setting; help(rockbed.PyEmbedding) has them all")
+        config = replace(self.config, **settings)
+        self.storage.backend.alter_group(config)
+        self.config = config
 
     @property
     def dim(self) -> int:

@@ -36,6 +36,7 @@ from rockbed.wire import (
 )
 
 _PROTOCOL = 1
+_ROWS_ASKED = 512  # at a time: their answer fits into a message whatever the dim and the optimizer
 _ENVELOPE_BYTES = 4096  # of a message, beside its arrays
 
 
@@ -150,12 +151,21 @@ class Remote:
         return stored
 
     def get_rows(self, group: int, keys: I64) -> RowReport:
-        request = admin_pb2.GetRowsRequest(group=group, keys=keys_to_bytes(keys))
-        return row_report(group, keys, self._ask("GetRows", request))
+        parts = []
+        for start in range(0, max(keys.size, 1), _ROWS_ASKED):
+            part = keys[start : start + _ROWS_ASKED]
+            request = admin_pb2.GetRowsRequest(group=group, keys=keys_to_bytes(part))
+            parts.append(row_report(group, part, self._ask("GetRows", request)))
+        return RowReport.joined(parts)
 
     def groups(self) -> dict[int, GroupConfig]:
         found = self._ask("ListGroups", admin_pb2.ListGroupsRequest()).groups
         return {each.group: GroupConfig.from_json(json.loads(each.config_json)) for each in found}
+
+    def alter_group(self, config: GroupConfig) -> int:
+        request = admin_pb2.AlterGroupRequest(config_json=config.to_bytes().decode())
+        step: int = self._ask("AlterGroup", request).global_step
+        return step
 
     def drop_group(self, group: int) -> int:
         rows: int = self._transport.call(
@@ -203,13 +213,15 @@ class Remote:
         return ShrinkReport(report["dry_run"], report["rows_seen"], _by_group(report["removed"]))
 
     def _told(self, method: str, request: Any, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
-        for said in self._transport.stream(method, request):
+        report: dict[str, Any] | None = None
+        for said in self._transport.stream(method, request):  # to its end: left before, it would count as given up
             if said.HasField("report_json"):
-                report: dict[str, Any] = json.loads(said.report_json)
-                return report
-            if progress is not None:
+                report = json.loads(said.report_json)
+            elif progress is not None:
                 progress(said.rows_seen, said.rows_total)
-        raise ServerError(f"{self._transport.target} ended {method} without a report")
+        if report is None:
+            raise ServerError(f"{self._transport.target} ended {method} without a report")
+        return report
 
     def dump(self, path: Path, condition: Mapping[str, Any]) -> int:
         request = admin_pb2.DumpRequest(name=_name(path), condition_json=json.dumps(dict(condition)))

@@ -1,6 +1,7 @@
 """`PyStorage`: a store, in this process or on a server."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,6 +24,8 @@ from rockbed.types import F32, I64, U64
 
 if TYPE_CHECKING:
     from rockbed.client.embedding import PyEmbedding
+
+_ADDRESS = re.compile(r"[\w.-]+:\d+")
 
 RequestId = tuple[str, int]
 """A client's name and the number of its request, from 1."""
@@ -98,6 +101,11 @@ class PyStorage:
 
             if connection is not None:
                 raise InvalidConfig(f"{self._target} is a directory: a connection is for grpc://HOST:PORT")
+            if isinstance(target, str) and ("://" in target or _ADDRESS.fullmatch(target)):
+                raise InvalidConfig(
+                    f"{target!r} looks like an address: a server is grpc://HOST:PORT, with TLS grpcs://HOST:PORT (a "
+                    "directory of this name is pathlib.Path(...))"
+                )
             self.backend = Embedded(Engine(target, config, clock=clock))
 
     @property

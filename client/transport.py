@@ -1,5 +1,6 @@
 """Calls over gRPC: deadlines, trying again, and errors as Rockbed's own."""
 
+import logging
 import os
 import random
 import threading
@@ -26,6 +27,7 @@ from rockbed.messages import read_lookup_response
 from rockbed.v1 import admin_pb2_grpc, embedding_pb2, embedding_pb2_grpc
 from rockbed.wire import CLIENT_KEY, CODE_KEY, TOKEN_KEY, TOKEN_SCHEME
 
+_log = logging.getLogger("rockbed.client")
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 # a server that ends cancels what it has not finished
 _AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -112,6 +114,11 @@ class Transport:
                 pause = wait * random.uniform(0.5, 1.5)
                 if self._closing.is_set() or not _is_passing(failed) or time.monotonic() + pause > until:
                     raise self._error(failed, method) from None
+                if wait == _FIRST_WAIT_S:
+                    _log.warning(
+                        "rockbed: %s does not take %s now (%s): trying again for up to %g s",
+                        *(self.target, method, failed.details(), self._connection.retry_s),
+                    )
             except grpc.FutureCancelledError:
                 raise self._closed() from None
             self._closing.wait(pause)

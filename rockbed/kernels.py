@@ -13,7 +13,7 @@ import numpy as np
 
 _log = logging.getLogger("rockbed")
 _lock = threading.RLock()
-_noticing = False
+_noticing = _warned = False
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -63,20 +63,35 @@ def kernel(function: F) -> F:
     No fastmath: a result must not depend on how a compiler reorders sums, because replaying the
     journal, another machine and a GPU have to arrive at the same bits.
     """
-    return cast(F, Deferred(function, lambda numba, f: numba.njit(cache=True, nogil=True, error_model="numpy")(f)))
+    return cast(F, Deferred(function, lambda numba, f: _kept(numba, f, nogil=True, error_model="numpy")))
 
 
 def statistic(function: F) -> F:
     """Like `kernel`, for figures that people look at and no row depends on: the compiler may reorder and fuse their
     sums, which makes them several times as fast."""
-    options = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
-    return cast(F, Deferred(function, lambda numba, f: numba.njit(**options)(f)))
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
+    return cast(F, Deferred(function, lambda numba, f: _kept(numba, f, **options)))
 
 
 def inlined(function: F) -> F:
     """A small function that LLVM inlines into the kernels that call it. Not cached on its own."""
     options = {"nogil": True, "error_model": "numpy", "forceinline": True}
     return cast(F, Deferred(function, lambda numba, f: numba.njit(**options)(f)))
+
+
+def _kept(numba: Any, function: Callable[..., Any], **options: Any) -> Any:
+    global _warned
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError as error:  # numba finds no directory that can be written to
+        if not _warned:
+            _warned = True
+            _log.warning(
+                "rockbed: kernels cannot be kept on disk and are compiled at every start (%s): let NUMBA_CACHE_DIR "
+                "name a directory that can be written to",
+                error,
+            )
+        return numba.njit(**options)(function)
 
 
 def _notice_compiling() -> None:

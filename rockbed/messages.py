@@ -5,7 +5,7 @@ of some megabytes also waits for new pages. Here an array is copied once, into t
 it lies in those that came.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from rockbed.types import AnyArray
 Buffer = bytes | memoryview
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_FIELDS_MAX = 1 << 17  # of a message: each group takes one of a push, and no more are read than there can be groups
 
 
 @dataclass(slots=True)
@@ -47,6 +48,7 @@ class ApplyGradientsRequest:
     client_id: str = ""
     request_number: int = 0
     more: int = 0
+    size: int = 0  # of the message in bytes, all of which its arrays keep in memory
 
 
 # field number and kind -> its name; what is not here is skipped, as protobuf skips it
@@ -104,7 +106,7 @@ def read_lookup_response(data: bytes) -> LookupResponse:
 
 
 def read_push_request(data: bytes) -> ApplyGradientsRequest:
-    request = ApplyGradientsRequest()
+    request = ApplyGradientsRequest(size=len(data))
     for name, value in _fields(memoryview(data), _PUSH):
         if name == "groups":
             request.groups.append(_read(value, _SHARE, GroupGradients()))
@@ -124,10 +126,11 @@ def _read(data: memoryview, names: dict[tuple[int, int], str], message: M) -> M:
     return message
 
 
-def _fields(data: memoryview, names: dict[tuple[int, int], str]) -> list[tuple[str, Any]]:
-    found = []
+def _fields(data: memoryview, names: dict[tuple[int, int], str]) -> Iterator[tuple[str, Any]]:
     at, end = 0, len(data)
-    while at < end:
+    for _ in range(_FIELDS_MAX):
+        if at == end:
+            return
         key, at = _varint(data, at)
         kind = key & 7
         if not 0 < key >> 3 < 1 << 29:
@@ -137,17 +140,19 @@ def _fields(data: memoryview, names: dict[tuple[int, int], str]) -> list[tuple[s
             value, at = _varint(data, at)
         elif kind == _BYTES:
             size, start = _varint(data, at)
+            if not 0 <= size <= end - start:
+                raise ValueError("the message ends within a field")
             at = start + size
             value = data[start:at]
         elif kind in (_FIXED64, _FIXED32):
             at += 8 if kind == _FIXED64 else 4
+            if at > end:
+                raise ValueError("the message ends within a field")
         else:
             raise ValueError(f"kind {kind} of a field")
-        if at > end:
-            raise ValueError("the message ends within a field")
         if name := names.get((key >> 3, kind)):
-            found.append((name, value))
-    return found
+            yield name, value
+    raise ValueError(f"a message of more than {_FIELDS_MAX} fields")
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
@@ -157,6 +162,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
+            value &= (1 << 64) - 1
             return value if value < 1 << 63 else value - (1 << 64), at
         shift += 7
     raise ValueError("a number of more than 64 bits")

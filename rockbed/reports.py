@@ -1,7 +1,9 @@
 """What long calls report, from the engine and over the wire."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -125,6 +127,16 @@ class RowReport:
             removed_at_ms=numbers[4],
             removed_by=[""] * n,
         )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[RowReport]") -> "RowReport":
+        """The reports of one group's keys, asked for in parts, as one; as of the first part's time."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        by_key = [each.name for each in fields(cls) if isinstance(getattr(first, each.name), np.ndarray)]
+        whole: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in by_key}
+        return replace(first, **whole, removed_by=[reason for part in parts for reason in part.removed_by])
 
     def explain(self, i: int) -> str:
         """What is known of keys[i], as a sentence."""

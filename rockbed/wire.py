@@ -45,7 +45,7 @@ def floats_to_bytes(values: F32, precision: int) -> bytes:
     if precision == FLOAT16:
         with np.errstate(over="ignore"):
             return values.astype("<f2").tobytes()
-    _known(precision)
+    must_be_known(precision)
     bits = np.ascontiguousarray(values).view(np.uint32)
     half = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     # adding could carry a NaN over into infinity or zero: it stays one, quiet
@@ -74,7 +74,7 @@ def floats_into(out: F32, data: bytes | memoryview, precision: int, what: str) -
 
 def floats_from_bytes(data: bytes | memoryview, n: int, dim: int, precision: int, what: str) -> F32:
     """The reverse: float32[n, dim], writable. Raises DimMismatch where the bytes are not as many, InvalidConfig."""
-    _known(precision)
+    must_be_known(precision)
     if len(data) != n * dim * float_bytes(precision):
         raise DimMismatch(
             f"{what} are {len(data)} bytes for {n} keys of dim {dim}: send [{n}, {dim}] floats of "
@@ -87,6 +87,7 @@ def floats_from_bytes(data: bytes | memoryview, n: int, dim: int, precision: int
     return (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(n, dim)
 
 
-def _known(precision: int) -> None:
+def must_be_known(precision: int) -> None:
+    """Raise InvalidConfig for a precision that the protocol does not have."""
     if precision not in PRECISIONS.values():
         raise InvalidConfig(f"precision {precision} is unknown: 0 is float32, 1 float16, 2 bfloat16")

@@ -39,6 +39,10 @@ class Principal:
     role: Role
     groups: frozenset[int] | None = None
 
+    def own(self, client_id: str) -> str:
+        """A client id as this caller's alone: nobody may use up the request numbers of another."""
+        return client_id if self.name == ANYONE.name else f"{client_id}@{self.name}"
+
     def must_be(self, role: Role, doing: str) -> None:
         """Raise PermissionDenied for a lower role. doing: "push gradients"."""
         if self.role < role:
@@ -142,8 +146,9 @@ def _parsed(path: Path, read: dict[str, Any]) -> list[tuple[bytes, Principal]]:
 
 def _name_problems(entry: dict[str, Any]) -> list[str]:
     problems = []
-    if not isinstance(entry.get("name"), str) or not entry["name"]:
-        problems.append("name is missing")
+    name = entry.get("name")
+    if not isinstance(name, str) or not 0 < len(name) <= 64 or not name.isprintable() or "@" in name or name == "-":
+        problems.append("name is missing, or not 1 to 64 printable characters without @")
     roles = [role.name.lower() for role in Role]
     if entry.get("role") not in roles:
         problems.append(f"role is {entry.get('role')!r}, not one of {', '.join(roles)}")

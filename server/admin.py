@@ -13,9 +13,9 @@ import grpc
 
 from rockbed._version import __version__
 from rockbed.config import GroupConfig
-from rockbed.errors import InvalidConfig
+from rockbed.errors import InvalidConfig, PermissionDenied
 from rockbed.reports import ShrinkReport
-from rockbed.requests import ExportOptions, ImportOptions
+from rockbed.requests import PUT_MODES, ExportOptions, ImportOptions
 from rockbed.server import (
     checking,
     checkpointing,
@@ -29,13 +29,14 @@ from rockbed.server import (
     statistics,
 )
 from rockbed.server.access import Principal, Role
+from rockbed.server.fitting import must_fit as must_fit_stored
 from rockbed.server.group import Group
 from rockbed.server.limits import Limits
 from rockbed.server.service import must_fit
 from rockbed.server.service_access import Access
 from rockbed.server.service_errors import answered
 from rockbed.server.service_progress import Progress, told
-from rockbed.server.service_rows import rows_message, sent_rows
+from rockbed.server.service_rows import must_fit_answer, rows_message, sent_rows
 from rockbed.server.serving import Serving
 from rockbed.v1 import admin_pb2 as pb
 from rockbed.v1 import admin_pb2_grpc
@@ -83,10 +84,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
         with answered(context):
             config = _config_of(request.config_json)
             caller = self._caller(context, config.group)
-            there = self._serving.engine.groups.get(config.group)
-            if there is None or there.config != config:
-                caller.must_be(Role.TRAIN, f"create group {config.group}, or change it")
+            stored = self._serving.engine.groups.get(config.group)
+            if stored is None:
+                caller.must_be(Role.TRAIN, f"create group {config.group}")
                 self._say(context, "create group %d", config.group)
+            elif stored.config != config:
+                must_fit_stored(stored.config, config)
+                caller.must_be(Role.ADMIN, f"change the settings of group {config.group}, as opening it so would")
+                self._say(context, "change group %d by opening it", config.group)
             return _group_message(self._serving.engine.open_group(config))
 
     def AlterGroup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
@@ -118,6 +123,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             self._caller(context, request.group)
             must_fit(len(request.keys) // 8, self._limits)
             keys = keys_from_bytes(request.keys)
+            must_fit_answer(self._serving.engine.group(request.group), keys.size, self._limits)
             return rows_message(inspecting.get_rows(self._serving.engine, request.group, keys))
 
     def PutRows(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
@@ -125,6 +131,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             self._caller(context, request.group)
             must_fit(len(request.keys) // 8, self._limits)
             rows = sent_rows(self._serving.engine.group(request.group), request)
+            if request.mode not in ("", *PUT_MODES):
+                raise InvalidConfig(f"mode is {request.mode[:40]!r}, not one of {', '.join(map(repr, PUT_MODES))}")
             self._say(context, "put %d rows into group %d (%s)", rows.keys.size, request.group, request.mode)
             stored = putting.put(self._serving.engine, request.group, rows, mode=request.mode or "replace")
             return pb.PutRowsResponse(rows=stored)
@@ -141,7 +149,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
     def LastRequest(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             self._serving.engine.check_open()
-            return pb.LastRequestResponse(request_number=self._serving.engine.clients.last(request.client_id))
+            client = self._access.caller(context).own(request.client_id)
+            return pb.LastRequestResponse(request_number=self._serving.engine.clients.last(client))
 
     # --- care ---
 
@@ -231,10 +240,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
 
     def _callers_groups(self, context: grpc.ServicerContext, groups: Sequence[int], doing: str) -> Principal:
         caller = self._access.caller(context)
-        if groups:
-            caller.must_reach(groups)
-        else:
-            caller.must_reach_all(doing)
+        try:
+            if groups:
+                caller.must_reach(groups)
+            else:
+                caller.must_reach_all(doing)
+        except PermissionDenied as error:
+            self._say(context, "refused: %s", error)
+            raise
         return caller
 
     def _say(self, context: grpc.ServicerContext, what: str, *values: object) -> None:

@@ -3,6 +3,7 @@
 What a command needs is imported in it, so that those that only ask a server start at once.
 """
 
+import os
 from typing import Annotated
 
 import typer
@@ -55,4 +56,6 @@ add_commands(app)
 
 def main() -> None:
     """What the command `rockbed` runs."""
+    # gRPC's own lines on stderr would stand among ours; what they say of a failed call is in its error, too
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     app()

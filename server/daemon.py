@@ -25,6 +25,7 @@ from rockbed.v1 import admin_pb2_grpc
 
 DRAIN_S = 30.0
 _LAST_S = 5.0  # for calls that were ended to be gone
+_LONG_MAX = 16  # calls like Shrink and Export at a time
 _REFUSALS_MAX = 1_000  # under way at a time; more are refused by gRPC itself, without a reason
 
 
@@ -52,6 +53,7 @@ class Daemon:
         self._interceptors = interceptors
         self._workers = Workers(config.workers, "serve")
         self._streams = Workers(config.streams_max, "stream")
+        self._long = Workers(_LONG_MAX, "long")
         self._refusals = ThreadPoolExecutor(1, thread_name_prefix="rockbed-refuse")
         self._health, self._reflection = HealthService(self._serving), ReflectionService()
         self._servers: list[grpc.Server] = []
@@ -72,11 +74,11 @@ class Daemon:
     def _serve(self, listen: str, highest: Role) -> None:
         config, most = self.config, self.config.limits.message_bytes_max
         access = Access(self._tokens, self._refusals, highest)
-        queue = Queue(self._workers, config.queue_max, self._streams, self._refusals)
+        queue = Queue(self._workers, config.queue_max, self._streams, self._long, self._refusals)
         server = grpc.server(
             self._workers,
-            interceptors=(self._observing, access, queue, Parsing(self._streams), *self._interceptors),
-            maximum_concurrent_rpcs=config.workers + config.queue_max + config.streams_max + _REFUSALS_MAX,
+            interceptors=(self._observing, access, queue, Parsing(self._streams, self._long), *self._interceptors),
+            maximum_concurrent_rpcs=config.workers + config.queue_max + config.streams_max + _LONG_MAX + _REFUSALS_MAX,
             options=(
                 ("grpc.max_receive_message_length", most),
                 ("grpc.max_send_message_length", most + (1 << 16)),
@@ -145,7 +147,7 @@ class Daemon:
         self._reflection.stop()
         for stopped in stopping:
             stopped.wait(drain_s + _LAST_S)  # not for ever: what is written back after must not wait
-        for pool in (self._workers, self._streams, self._refusals):
+        for pool in (self._workers, self._streams, self._long, self._refusals):
             pool.shutdown(wait=False)
         if self._metrics is not None:
             self._metrics.stop()

@@ -16,6 +16,7 @@ from typing import Any
 
 from rockbed.config import StoreConfig, number_problems
 from rockbed.errors import InvalidConfig
+from rockbed.server.access import Tokens
 from rockbed.server.daemon_config import ServerConfig
 from rockbed.server.limits import Limits
 
@@ -275,4 +276,19 @@ def _problems(settings: Settings) -> list[str]:
             make()
         except InvalidConfig as error:
             problems += str(error).partition(": ")[2].split("; ")
+    try:
+        _read_files(settings)
+    except InvalidConfig as error:
+        problems.append(str(error))
     return problems
+
+
+def _read_files(settings: Settings) -> None:
+    """Raise InvalidConfig where the tokens or the certificate could not be used."""
+    if settings.tokens is not None and settings.tokens.is_file():
+        Tokens(settings.tokens)
+    cert, key = settings.tls_cert, settings.tls_key
+    if cert is not None and key is not None and cert.is_file() and key.is_file():
+        from rockbed.server.daemon_tls import read_files  # with gRPC, which help on the options does not need
+
+        read_files([cert, key])

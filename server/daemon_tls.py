@@ -1,6 +1,7 @@
 """The server's end of TLS: certificates from files, read again when they change."""
 
 import logging
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
         return None
     files = [path for path in (config.tls_cert, config.tls_key, config.tls_client_ca) if path is not None]
     stamps = [_stamps(files)]
-    first = _read(files)
+    first = read_files(files)
 
     def renewed() -> Any:
         # asked for each new connection: a certificate that was replaced is used without a restart
@@ -27,7 +28,7 @@ def credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
             return None
         stamps[0] = now
         try:
-            found = _read(files)
+            found = read_files(files)
         except InvalidConfig as error:
             _log.error("the certificate of before stays in use: %s", error)
             return None
@@ -43,7 +44,8 @@ def _stamps(files: list[Path]) -> list[int]:
     return [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
 
 
-def _read(files: list[Path]) -> Any:
+def read_files(files: list[Path]) -> Any:
+    """What gRPC takes of a certificate, its key and, if it is there, the clients' authority. Raises InvalidConfig."""
     contents = []
     for path in files:
         try:
@@ -54,4 +56,8 @@ def _read(files: list[Path]) -> Any:
             raise InvalidConfig(f"{path} is not a PEM file: it begins no certificate and no key")
         contents.append(content)
     certificate, key, *authority = contents
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(files[0], files[1])
+    except ssl.SSLError as error:
+        raise InvalidConfig(f"{files[1]} is not the key of {files[0]}, or one of them is damaged: {error}") from None
     return grpc.ssl_server_certificate_configuration([(key, certificate)], authority[0] if authority else None)

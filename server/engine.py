@@ -139,6 +139,7 @@ class Engine:
         try:
             return self.groups[number]
         except KeyError:
+            self.check_open()  # a closed engine has no groups
             known = ", ".join(map(str, sorted(self.groups))) or "none"
             raise UnknownGroup(
                 f"group {number!r} does not exist in {self.directory} (known: {known}): open a PyEmbedding on it"
@@ -338,10 +339,9 @@ class Engine:
                     self.flush()
             finally:
                 self._closed = True
-                try:
-                    self.journal.close()
-                finally:
-                    self.files.close()
-                    self.groups.clear()
-                    self.lock.release()
-                    atexit.unregister(self._at_exit)
+                with ExitStack() as last:  # whatever fails, the directory is let go of
+                    last.callback(atexit.unregister, self._at_exit)
+                    last.callback(self.lock.release)
+                    last.callback(self.groups.clear)
+                    last.callback(self.files.close)
+                    last.callback(self.journal.close)

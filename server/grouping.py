@@ -31,8 +31,8 @@ def open_group(engine: "Engine", config: GroupConfig) -> Group:
             if config.group in engine.opened_here:
                 raise GroupConflict(
                     f"group {config.group} is open in this storage with other settings (open / asked for: "
-                    f"{differences(group.config, config)}): close the storage first to change them, or open the "
-                    "group twice alike"
+                    f"{differences(group.config, config)}): open the group "
+                    "as it is and change it for everyone with its `alter`, or close the storage first"
                 )
             _change(engine, group, config)
         engine.opened_here.add(config.group)
@@ -68,12 +68,14 @@ def _create(engine: "Engine", config: GroupConfig) -> Group:
     rules_of(config)
     engine.must_be_writable("create a group")
     group = Group(config, engine, on_disk=False)
-    # before its entry is written: a flush between the two would trim the entry, and its catalog not have the group
-    engine.groups[config.group] = group
-    try:
-        engine.journal.append(Kind.GROUP, engine.now_ms(), group_parts(config.to_bytes()))
-    except BaseException:
-        del engine.groups[config.group]
-        raise
+    with group.lock:  # whoever finds the group before its entry is written waits: its own entries come after
+        # known before its entry is written: a flush between the two would trim the entry, its catalog lacking the group
+        engine.groups[config.group] = group
+        try:
+            engine.journal.append(Kind.GROUP, engine.now_ms(), group_parts(config.to_bytes()))
+        except BaseException:
+            group.dropped = True
+            del engine.groups[config.group]
+            raise
     engine.opened_here.add(config.group)
     return group

@@ -14,10 +14,18 @@ if TYPE_CHECKING:
     from rockbed.server.engine import Engine
 
 
+_PIECE = 1024  # keys looked at under the group's lock at a time: what is on disk is read under it
+
+
 def get_rows(engine: "Engine", number: int, keys: I64) -> RowReport:
     """See PyStorage.get_rows. Changes nothing: no row moves into memory, nothing is counted."""
     engine.check_open()
     group = engine.group(number)
+    pieces = [keys[start : start + _PIECE] for start in range(0, max(keys.size, 1), _PIECE)]
+    return RowReport.joined([_get_rows(engine, group, piece) for piece in pieces])
+
+
+def _get_rows(engine: "Engine", group: Group, keys: I64) -> RowReport:
     now_ms = engine.now_ms()
     with group.lock.unguarded:
         group.must_exist()
@@ -29,7 +37,7 @@ def get_rows(engine: "Engine", number: int, keys: I64) -> RowReport:
         report.expires_at_ms[there] = report.update_time_ms[there] + group.ttl_ms
         report.status[there & (report.update_time_ms <= group.oldest_ms(now_ms))] = RowStatus.EXPIRED
     gone = np.flatnonzero((report.status == RowStatus.ABSENT) | (report.status == RowStatus.NOT_ADMITTED))
-    times, reasons = engine.removals.find(number, keys[gone])
+    times, reasons = engine.removals.find(group.number, keys[gone])
     report.removed_at_ms[gone] = times
     for i, reason in zip(gone, reasons, strict=True):
         if reason:

@@ -82,6 +82,7 @@ def _put(engine: "Engine", group: Group, sent: Put, *, keep: bool) -> int:
     ahead, left = push.read_ahead(group, sent.keys)
     now_ms = engine.now_ms()
     with Uninterrupted(), group.lock:
+        group.must_exist()
         wanted = sent.update_time > group.oldest_ms(now_ms)
         if keep:
             wanted &= ~_exist(group, sent.keys, now_ms)

@@ -13,11 +13,11 @@ from rockbed.server.access import Principal, Role
 from rockbed.server.limits import Limits
 from rockbed.server.service_access import Access
 from rockbed.server.service_errors import answered
-from rockbed.server.service_pushes import PushParts
+from rockbed.server.service_pushes import Gathering, PushParts
 from rockbed.server.serving import Serving
 from rockbed.types import I64
 from rockbed.v1 import embedding_pb2 as pb
-from rockbed.wire import floats_from_bytes, floats_to_wire, keys_from_bytes
+from rockbed.wire import floats_from_bytes, floats_to_wire, keys_from_bytes, must_be_known
 
 CLIENT_BYTES_MAX = 255
 
@@ -32,6 +32,7 @@ class EmbeddingService:
         self._serving = serving
         self._limits = limits
         self._access = access
+        self._gathering = Gathering(limits)
 
     def add_to(self, server: grpc.Server) -> None:
         """Have a server answer the service's calls."""
@@ -70,8 +71,8 @@ class EmbeddingService:
         self, requests: Iterator[Any], context: grpc.ServicerContext
     ) -> Iterator[Any]:
         with answered(context):
-            parts = PushParts(self._limits)
-            for request in requests:
+            parts = PushParts(self._gathering)
+            for request in parts.watched(requests):
                 must_fit(_keys_in(request), self._limits)
                 push = parts.add(request)
                 if push is not None:
@@ -90,6 +91,7 @@ class EmbeddingService:
         caller.must_reach([request.group])
         if request.train:
             caller.must_be(Role.TRAIN, "look up with train=True")
+        must_be_known(request.precision)  # before rows are made
         keys = self._keys(request.keys)
         dim = self._serving.engine.group(request.group).config.dim
         size = 4 * dim * keys.size
@@ -105,7 +107,8 @@ class EmbeddingService:
     def _apply(self, request: Any, caller: Principal) -> Any:
         caller.must_reach(share.group for share in request.groups)
         items = [self._share(share) for share in request.groups]
-        return pb.ApplyGradientsResponse(applied=self._serving.engine.apply_gradients(items, _request_of(request)))
+        applied = self._serving.engine.apply_gradients(items, _request_of(request, caller))
+        return pb.ApplyGradientsResponse(applied=applied)
 
     def _share(self, share: Any) -> Gradients:
         keys = keys_from_bytes(share.keys)
@@ -130,7 +133,7 @@ def must_fit(keys: int, limits: Limits) -> None:
         raise LimitExceeded(f"{keys} keys in a request, the server's keys_max is {limits.keys_max}: split the batch")
 
 
-def _request_of(message: Any) -> Request | None:
+def _request_of(message: Any, caller: Principal) -> Request | None:
     client, number = message.client_id, message.request_number
     if not client and not number:
         return None
@@ -139,4 +142,4 @@ def _request_of(message: Any) -> Request | None:
             f"client_id {client[:40]!r} with request_number {number}: give an id of 1 to {CLIENT_BYTES_MAX} bytes and "
             "a number from 1 to 2^63 - 1, or neither"
         )
-    return Request(client, number)
+    return Request(caller.own(client), number)

@@ -4,6 +4,8 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -11,7 +13,7 @@ import grpc
 from rockbed.errors import PermissionDenied, RockbedError, Unauthenticated
 from rockbed.server.access import ANYONE, Principal, Role, Tokens
 from rockbed.server.service_errors import refusing
-from rockbed.wire import TOKEN_KEY, TOKEN_SCHEME
+from rockbed.wire import CLIENT_KEY, TOKEN_KEY, TOKEN_SCHEME
 
 _audit = logging.getLogger("rockbed.audit")
 _REFRESH_S = 1.0  # how often the file of the tokens is looked at
@@ -47,9 +49,7 @@ class Access(grpc.ServerInterceptor):  # type: ignore[misc]
         try:
             self._must_be_allowed(method, self._principal(details.invocation_metadata))
         except RockbedError as error:
-            if NEEDED[method] is Role.ADMIN:
-                _audit.warning("refused %s: %s", method, error)
-            return refusing(error, self._pool)
+            return refusing(error, self._pool, partial(_note, method, error) if NEEDED[method] is Role.ADMIN else None)
         return continuation(details)
 
     def _must_be_allowed(self, method: str, principal: Principal) -> None:
@@ -59,8 +59,10 @@ class Access(grpc.ServerInterceptor):  # type: ignore[misc]
             raise PermissionDenied(f"{method} is answered on the server's admin port only (admin_listen)")
 
     def caller(self, context: grpc.ServicerContext) -> Principal:
-        """Who calls. Raises Unauthenticated where the token was withdrawn since the call began."""
-        return self._principal(context.invocation_metadata())
+        """Who calls, with the role that this port allows at the most. Raises Unauthenticated where the token was
+        withdrawn since the call began."""
+        caller = self._principal(context.invocation_metadata())
+        return caller if caller.role <= self._highest else replace(caller, role=self._highest)
 
     def _principal(self, metadata: Any) -> Principal:
         if self._tokens is None:
@@ -79,3 +81,8 @@ class Access(grpc.ServerInterceptor):  # type: ignore[misc]
         if found is None:
             raise Unauthenticated("the server does not know the token that was sent: is it the right one, and whole?")
         return found
+
+
+def _note(method: str, error: RockbedError, context: grpc.ServicerContext) -> None:
+    client = dict(context.invocation_metadata()).get(CLIENT_KEY, "-")
+    _audit.warning("%s - %s: refused %s: %s", context.peer(), client, method, error)

@@ -1,7 +1,7 @@
 """An error of the engine as a gRPC status: the nearest standard code, and its own in the trailing metadata."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -75,10 +75,15 @@ def answered(context: grpc.ServicerContext) -> Iterator[None]:
         _abort(context, ServerError(f"the server failed ({type(error).__name__}); its log has the details"))
 
 
-def refusing(error: RockbedError, pool: ThreadPoolExecutor) -> grpc.RpcMethodHandler:
-    """A handler that answers whatever call with an error. pool: where it does; the others may all be busy."""
+def refusing(
+    error: RockbedError, pool: ThreadPoolExecutor, note: Callable[[grpc.ServicerContext], None] | None = None
+) -> grpc.RpcMethodHandler:
+    """A handler that answers whatever call with an error. pool: where it does; the others may all be busy. note: is
+    called with each call that is refused so."""
 
     def refuse(_: object, context: grpc.ServicerContext) -> None:
+        if note is not None:
+            note(context)
         _abort(context, error)
 
     refuse.experimental_thread_pool = pool  # type: ignore[attr-defined]  # gRPC's own name for it

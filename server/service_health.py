@@ -9,6 +9,7 @@ import grpc
 
 from rockbed.errors import RockbedError
 from rockbed.extras import extra
+from rockbed.server.service_queue import Workers
 from rockbed.server.serving import Serving
 from rockbed.v1 import admin_pb2, embedding_pb2
 
@@ -20,11 +21,12 @@ SERVICES = tuple(
     service.full_name for file in (admin_pb2, embedding_pb2) for service in file.DESCRIPTOR.services_by_name.values()
 )
 _KNOWN = ("", *SERVICES)  # "" is the server as a whole
+_WATCHERS_MAX = 1_000  # they need no token
 _TELL_S = 1.0  # that `stop` waits for watchers, of which one may not read what it is sent
 
 # Threads of their own: a server all of whose workers are busy with long calls is healthy and has to say so, and a
 # watcher that does not read must not hold up the answers to others.
-_checks = ThreadPoolExecutor(4, thread_name_prefix="rockbed-health")
+_checks = Workers(4, "health")
 _watches = ThreadPoolExecutor(4, thread_name_prefix="rockbed-watch")
 
 
@@ -57,6 +59,11 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     def Watch(  # noqa: N802
         self, request: Any, context: grpc.ServicerContext, send: Callable[[Any], None]
     ) -> None:
+        if len(self._watchers) >= _WATCHERS_MAX:
+            context.set_code(grpc.StatusCode.RESOURCE_EXHAUSTED)
+            context.set_details(f"{_WATCHERS_MAX} watch this server already")
+            send(None)
+            return
         watcher = _Watcher(context, send, lambda: self._status(request.service))
         self._watchers.add(watcher)
         if not context.add_callback(lambda: self._watchers.discard(watcher)):

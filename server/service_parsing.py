@@ -16,11 +16,12 @@ from rockbed.server.service_observing import received
 class Parsing(grpc.ServerInterceptor):  # type: ignore[misc]
     """Gives the handlers behind it bytes to parse; what is no message ends the call with INVALID_ARGUMENT.
 
-    streams: the threads of calls with more than one message either way.
+    streams: the threads of calls with several requests; long: of those with one, answered by several messages.
     """
 
-    def __init__(self, streams: ThreadPoolExecutor) -> None:
+    def __init__(self, streams: ThreadPoolExecutor, long: ThreadPoolExecutor) -> None:
         self._streams = streams
+        self._long = long
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
@@ -45,7 +46,7 @@ class Parsing(grpc.ServerInterceptor):  # type: ignore[misc]
                 # what cannot be parsed is raised where the handler asks for its next request, and answered there
                 yield from handler.stream_stream((parsed(data) for data in requests), context)
 
-            self._mark(stream)
+            self._mark(stream, self._streams)
             return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
         if handler.response_streaming:
 
@@ -55,7 +56,7 @@ class Parsing(grpc.ServerInterceptor):  # type: ignore[misc]
                     request = parsed(data)
                 yield from handler.unary_stream(request, context)
 
-            self._mark(several)
+            self._mark(several, self._long)
             return grpc.unary_stream_rpc_method_handler(several, None, handler.response_serializer)
 
         @wraps(handler.unary_unary)
@@ -66,6 +67,6 @@ class Parsing(grpc.ServerInterceptor):  # type: ignore[misc]
 
         return grpc.unary_unary_rpc_method_handler(one, None, handler.response_serializer)
 
-    def _mark(self, behavior: Any) -> None:
+    def _mark(self, behavior: Any, pool: ThreadPoolExecutor) -> None:
         # gRPC's own name for the threads that serve a call, where a service has not chosen its own
-        behavior.experimental_thread_pool = getattr(behavior, "experimental_thread_pool", self._streams)
+        behavior.experimental_thread_pool = getattr(behavior, "experimental_thread_pool", pool)

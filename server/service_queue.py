@@ -11,6 +11,7 @@ from rockbed.errors import Overloaded
 from rockbed.server.service_errors import refusing
 
 _Result = TypeVar("_Result")
+_OTHERS_MAX = 64  # calls of a service other than Rockbed's that may wait: they need no token
 
 
 class Workers(ThreadPoolExecutor):
@@ -47,18 +48,30 @@ class Queue(grpc.ServerInterceptor):  # type: ignore[misc]
     """Refuses calls while `queue_max` others wait, and streams while all threads for them are taken: what waits stays
     bounded. Streams have threads of their own, because one may last, and hold its thread, for hours."""
 
-    def __init__(self, calls: Workers, queue_max: int, streams: Workers, refusals: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, calls: Workers, queue_max: int, streams: Workers, long: Workers, refusals: ThreadPoolExecutor
+    ) -> None:
         """refusals: a thread that is free to refuse."""
         self._calls = calls
         self._queue_max = queue_max
         self._streams = streams
+        self._long = long
         self._refusals = refusals
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
-        if handler is None or not details.method.startswith("/rockbed."):
-            return handler  # health and reflection have threads of their own
-        if handler.request_streaming or handler.response_streaming:
+        if handler is None:
+            return None
+        if not details.method.startswith("/rockbed."):
+            own = getattr(handler.unary_unary or handler.stream_stream, "experimental_thread_pool", None)
+            if not isinstance(own, Workers) or own.tasks < own.threads + _OTHERS_MAX:
+                return handler  # health and reflection have threads of their own
+            return refusing(Overloaded("too many calls of this service at once: try again later"), self._refusals)
+        if handler.response_streaming and not handler.request_streaming:
+            if self._long.tasks < self._long.threads:
+                return handler
+            said = f"{self._long.threads} calls like Shrink and Export are under way"
+        elif handler.request_streaming:
             if self._streams.tasks < self._streams.threads:
                 return handler
             said = f"{self._streams.threads} streams are open (streams_max): close some"

@@ -1,7 +1,6 @@
 """The standard reflection service (grpc.reflection.v1alpha), for grpcurl and clients without our proto files."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -9,13 +8,14 @@ import grpc
 from rockbed.extras import extra
 from rockbed.server.service_errors import answered
 from rockbed.server.service_health import SERVICES
+from rockbed.server.service_queue import Workers
 
 with extra("server"):
     from grpc_health.v1 import health
     from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 # A client may keep its stream open and ask now and then: it is not to take a worker from those that serve rows.
-_reflections = ThreadPoolExecutor(4, thread_name_prefix="rockbed-reflection")
+_reflections = Workers(4, "reflection")
 
 
 class ReflectionService(reflection.ReflectionServicer):  # type: ignore[misc]

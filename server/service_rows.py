@@ -4,12 +4,26 @@ from typing import Any
 
 import numpy as np
 
+from rockbed.errors import LimitExceeded
 from rockbed.reports import RowReport
 from rockbed.requests import PutRows
 from rockbed.server.group import Group
+from rockbed.server.limits import Limits
 from rockbed.types import F32, I64
 from rockbed.v1 import admin_pb2 as pb
 from rockbed.wire import FLOAT32, floats_from_bytes, floats_to_bytes, keys_from_bytes, keys_to_bytes
+
+_ROW_BYTES = 80  # of a row in an answer, beside its weights and slots
+
+
+def must_fit_answer(group: Group, keys: int, limits: Limits) -> None:
+    """Raise LimitExceeded where the answer to GetRows would be larger than a message may be."""
+    size = keys * (4 * group.table.width + _ROW_BYTES)
+    if size > limits.message_bytes_max:
+        raise LimitExceeded(
+            f"what is known of {keys} keys would be {size} bytes, the server's message_bytes_max is "
+            f"{limits.message_bytes_max}: ask for fewer keys at a time"
+        )
 
 
 def rows_message(report: RowReport) -> Any:

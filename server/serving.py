@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rockbed.server.engine import Engine
 from rockbed.storage import checkpoint as checkpoints
-from rockbed.storage.files import exchange
+from rockbed.storage.files import exchange, os_errors, sync_path
 
 
 class Serving:
@@ -39,10 +39,12 @@ class Serving:
                 old.close()
                 exchange(directory, kept)
                 exchanged = True
+                with os_errors(f"restoring {checkpoint} to {directory}"):
+                    sync_path(directory.parent)
                 self.engine = old.reopened()
             except BaseException:
                 if exchanged:
-                    exchange(directory, kept)
+                    exchange(directory, kept)  # fails only together with everything else: both are there then
                 self.engine = old.reopened()
                 shutil.rmtree(kept, ignore_errors=True)
                 raise

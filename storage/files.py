@@ -98,7 +98,10 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Let two directories of one file system change names, in one step and durably. Raises StorageFailed."""
+    """Let two directories of one file system change names, in one step; durable once their parent is synced.
+
+    Raises StorageFailed; then they have not.
+    """
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     hint = "Close the store, and restore it by hand: PyStorage.restore, or `rockbed restore`"
     if rename is None:
@@ -107,7 +110,6 @@ def exchange(one: Path, other: Path) -> None:
         number = ctypes.get_errno()
         said = "it is a mount point" if number == errno.EBUSY else os.strerror(number)
         raise StorageFailed(f"{one} and {other} cannot change places: {said}. {hint}")
-    sync_path(one.parent)
 
 
 class DirectoryLock:
@@ -129,8 +131,8 @@ class DirectoryLock:
             os.close(self._handle)
             where = "in this process" if holder == str(os.getpid()) else f"(process {holder})"
             raise StoreLocked(
-                f"{directory} is open in another PyStorage {where}: close that one first, or share one storage between "
-                "the embeddings of a process"
+                f"{directory} is open in another PyStorage {where}: close that one first; if it is a server, "
+                "connect to it (grpc://HOST:PORT, --server); within a process, share one storage"
             ) from None
         if not shared:
             os.ftruncate(self._handle, 0)

@@ -23,6 +23,7 @@ from rockbed.cores import cores
 from rockbed.errors import RockbedError
 from rockbed.storage.files import os_errors, rocksdb_error
 from rockbed.storage.forking import forget_in_child
+from rockbed.storage.in_use import InUse
 from rockbed.storage.record import KEY_BYTES, TTL_STAMP_BYTES, key_prefix, prefix_end
 from rockbed.storage.sst import write_sst
 from rockbed.types import I64, U8
@@ -89,6 +90,7 @@ class RowFiles:
         self._remove_view: weakref.finalize[..., RowFiles] | None = None
         self._runs = 0
         self._read_only = read_only
+        self._use = InUse(f"the storage of {path.parent}")
         self._hidden: set[bytes] = set()  # by a reader
         self._hidden_groups: set[bytes] = set()  # likewise, as prefixes of their keys
         ttl_s = 0 if ttl_s > _TTL_MAX_S else ttl_s
@@ -128,7 +130,10 @@ class RowFiles:
         """
         wanted: list[Any] = keys.reshape(-1).view(f"V{KEY_BYTES}").tolist()
         try:
-            values = self._get(wanted)
+            with self._use.using():
+                values = self._get(wanted)
+        except RockbedError:
+            raise
         except Exception as error:
             raise rocksdb_error(error, f"reading {len(wanted)} rows from {self._path}") from error
         if self._hidden or self._hidden_groups:
@@ -255,23 +260,35 @@ class RowFiles:
         options.fill_cache(False)  # type: ignore[call-arg]  # a method, whatever the stub says
         start = key_prefix(group) if after is None else after + b"\0"
         try:
+            yield from self._scan(group, start, options, limit)
+        except RockbedError:
+            raise
+        except Exception as error:
+            raise rocksdb_error(error, f"scanning group {group} in {self._path}") from error
+
+    def _scan(
+        self, group: int, start: bytes, options: rocksdict.ReadOptions, limit: int | None
+    ) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        with self._use.using():
             items = self._db.items(from_key=start, read_opt=options)
-            while chunk := list(islice(items, limit or _SCAN_ROWS)):
-                keys, values = zip(*chunk, strict=True)
-                start = keys[-1] + b"\0"
-                if self._hidden and not limit:
-                    there = [pair for pair in chunk if pair[0] not in self._hidden]
-                    keys, values = zip(*there, strict=True) if there else ((), ())
-                if keys:
-                    yield list(keys), list(values)
-                if limit:
-                    return
+            try:
+                while chunk := list(islice(items, limit or _SCAN_ROWS)):
+                    keys, values = zip(*chunk, strict=True)
+                    start = keys[-1] + b"\0"
+                    if self._hidden and not limit:
+                        there = [pair for pair in chunk if pair[0] not in self._hidden]
+                        keys, values = zip(*there, strict=True) if there else ((), ())
+                    if keys:
+                        yield list(keys), list(values)
+                    if limit:
+                        return
+                    self._use.check()
+            finally:
+                del items  # an error's traceback would keep it, and it RocksDB's lock
             # rocksdict's iterators end without a word at a block that cannot be read: ask whether this was the end
             cursor = self._db.iter(options)
             cursor.seek(start)
             cursor.status()
-        except Exception as error:
-            raise rocksdb_error(error, f"scanning group {group} in {self._path}") from error
 
     def matrix(self, values: list[bytes], record_bytes: int) -> U8:
         """Values of `scan` as uint8[n, record_bytes]. Raises StorageCorrupt where one has another size."""
@@ -301,14 +318,20 @@ class RowFiles:
     def compact(self) -> None:
         """Rewrite everything: reclaims the space of deleted and expired rows, compresses the last level."""
         try:
-            self._db.compact_range(None, None)
+            with self._use.using():
+                self._db.compact_range(None, None)
+        except RockbedError:
+            raise
         except Exception as error:
             raise rocksdb_error(error, f"compacting {self._path}") from error
 
     def checkpoint(self, path: Path) -> None:
         """A copy at `path` that shares the files (hard links) where it lies on the same file system."""
         try:
-            rocksdict.Checkpoint(self._db).create_checkpoint(str(path))
+            with self._use.using():
+                rocksdict.Checkpoint(self._db).create_checkpoint(str(path))
+        except RockbedError:
+            raise
         except Exception as error:
             raise rocksdb_error(error, f"writing a checkpoint to {path}") from error
 
@@ -320,7 +343,8 @@ class RowFiles:
             "records": "rocksdb.estimate-num-keys",
             "pending_compaction_bytes": "rocksdb.estimate-pending-compaction-bytes",
         }
-        return {name: int(self._db.property_int_value(prop) or 0) for name, prop in names.items()}
+        with self._use.using():
+            return {name: int(self._db.property_int_value(prop) or 0) for name, prop in names.items()}
 
     def forget(self) -> None:
         """In a forked child: never destroy the inherited RocksDB, which would write to the parent's files."""
@@ -329,7 +353,8 @@ class RowFiles:
             self._remove_view.detach()
 
     def close(self) -> None:
-        """Close; compactions under way are given up, they begin again at the next opening."""
+        """Close, after what is under way; RocksDB gives up its own compactions until the next opening."""
+        self._use.end()  # RocksDB cannot be closed under a read, and an iterator that lives on would keep its lock
         self._readers.shutdown()
         self._db.close()
         if self._remove_view is not None:

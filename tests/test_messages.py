@@ -94,7 +94,17 @@ def test_what_protobuf_refuses_is_refused_and_what_it_takes_is_read_alike(data: 
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x0a", b"\x0a\x05abc", b"\xff" * 11, b"\x08" + b"\xff" * 10, b"\x0d\x01", b"\x0f", b"\0\0"]
+    "data",
+    [
+        b"\x0a",
+        b"\x0a\x05abc",
+        b"\xff" * 11,
+        b"\x08" + b"\xff" * 10,
+        b"\x0d\x01",
+        b"\x0f",
+        b"\0\0",
+        b"\x12\xf5" + b"\xff" * 8 + b"\x01",
+    ],
 )
 def test_a_message_that_is_cut_short_or_none_is_refused(data: bytes) -> None:
     for read in (messages.read_lookup_request, messages.read_push_request, messages.read_lookup_response):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rockbed import (
+    InvalidConfig,
     PyStorage,
     ReadOnlyStorage,
     StorageClosed,
@@ -323,3 +324,12 @@ def test_the_background_thread_ends_with_the_storage(tmp_path: Path) -> None:
     for turn in range(3):
         PyStorage(tmp_path / f"store-{turn}").close()
     until(lambda: set(threading.enumerate()) <= before, 5)
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("target", ["localhost:7400", "10.0.0.1:7400", "https://host:1", "http://x", "rows.example:80"])
+def test_an_address_is_not_taken_for_a_directory(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidConfig, match=r"looks like an address: a server is grpc://HOST:PORT"):
+        PyStorage(target)
+    assert not list(tmp_path.iterdir())

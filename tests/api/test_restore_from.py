@@ -2,6 +2,7 @@
 
 import errno
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from rockbed import PyStorage, ReadOnlyStorage, RockbedError, StorageCorrupt, StorageFailed, StoreNotFound, UnknownGroup
-from tests.api.helpers import OpenStorage, assert_sound, embedding, engine_of, keys_of, ones
+from tests.api.helpers import SMALL, OpenStorage, assert_sound, embedding, engine_of, keys_of, ones, push_in_pieces
 
 
 def test_the_store_is_the_checkpoint_and_the_one_of_before_is_kept(storage: PyStorage, tmp_path: Path) -> None:
@@ -83,6 +84,62 @@ def test_a_directory_that_cannot_be_moved_is_said_and_stays(
         storage.restore_from(tmp_path / "monday")
     monkeypatch.undo()
     rows.apply_gradients(keys_of(1), ones(1))
+    assert_sound(storage)
+
+
+def test_a_failed_sync_leaves_the_store_as_it_was(
+    storage: PyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = embedding(storage)
+    storage.checkpoint(tmp_path / "monday")
+    rows.apply_gradients(keys_of(1), ones(1))
+
+    def fails(path: Path) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr("rockbed.server.serving.sync_path", fails)
+    with pytest.raises(StorageFailed, match="too many open files"):
+        storage.restore_from(tmp_path / "monday")
+    monkeypatch.undo()
+    assert rows.lookup(keys_of(1), train=False)[0, 0] == -0.5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["monday", "store"]
+    assert_sound(storage)
+
+
+def test_a_scan_under_way_and_cold_reads_do_not_keep_a_restore_from_happening(
+    open_storage: OpenStorage, tmp_path: Path
+) -> None:
+    storage = open_storage(memory_budget=SMALL)
+    rows = embedding(storage, 32)
+    push_in_pieces(rows, np.arange(20_000))
+    storage.checkpoint(tmp_path / "monday")
+    failed: list[RockbedError] = []
+    done = threading.Event()
+
+    def keep(call: Callable[[], object]) -> None:
+        while not done.is_set():
+            try:
+                call()
+            except RockbedError as error:
+                failed.append(error)
+
+    random = np.random.default_rng(1)
+    calls: list[Callable[[], object]] = [
+        lambda: rows.lookup(random.integers(0, 20_000, 200), train=False),
+        lambda: storage.shrink(min_count=0),
+        storage.stats,
+    ]
+    threads = [threading.Thread(target=keep, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        storage.restore_from(tmp_path / "monday")
+    done.set()
+    for thread in threads:
+        thread.join()
+    # a store in this process says that it is closed; a client of a server tries again, but for shrink
+    assert {error.code for error in failed} <= {"storage_closed", "server_unavailable"}
+    assert (rows.lookup(np.arange(0, 20_000, 100), train=False) == -0.5).all()
     assert_sound(storage)
 
 

@@ -82,6 +82,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "COLUMNS": "200", "TERM": "xterm", "PYTHONPATH": str(ROOT), **more}
 
 
+INTERRUPTIBLE = (  # jobs in a shell's background ignore Ctrl-C, and so would what they start
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from rockbed.__main__ import main; main()"
+)
+
+
 def on_a_terminal(arguments: Sequence[object], answers: Sequence[tuple[str, str]]) -> tuple[int, str]:
     """Run a command on a terminal of its own. answers: what is typed when a text has been printed, one after another.
 
@@ -89,10 +94,7 @@ def on_a_terminal(arguments: Sequence[object], answers: Sequence[tuple[str, str]
     """
     ours, its = pty.openpty()
     # the terminal has to be the process's own, or Ctrl-C is a character like others
-    code = (
-        "import fcntl, os, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-        "from rockbed.__main__ import main; main()"
-    )
+    code = "import fcntl, os, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); " + INTERRUPTIBLE
     command = [sys.executable, "-c", code, *map(str, arguments)]
     process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment(), cwd=ROOT)
     os.close(its)
@@ -115,5 +117,6 @@ def on_a_terminal(arguments: Sequence[object], answers: Sequence[tuple[str, str]
         code_of_exit = process.wait(30)
     finally:
         process.kill()
+        process.wait()
     assert not waiting, printed
     return code_of_exit, printed

@@ -14,7 +14,7 @@ from rockbed.config import StoreConfig
 from rockbed.server.daemon import Daemon
 from rockbed.server.daemon_config import ServerConfig
 from rockbed.server.engine import Engine
-from tests.cli.helpers import Place, done, environment, make_store, refused, said
+from tests.cli.helpers import INTERRUPTIBLE, Place, done, environment, make_store, refused, said
 from tests.server.served import Server
 from tests.source_tree import ROOT
 from tests.waiting import until
@@ -73,7 +73,7 @@ def test_bench_refuses_a_server_that_only_reads(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_drops_the_group(server: Server, served: Place) -> None:
-    command = [sys.executable, "-m", "rockbed", "bench", "--seconds", "600", "--threads", "2", *served.options]
+    command = [sys.executable, "-c", INTERRUPTIBLE, "bench", "--seconds", "600", "--threads", "2", *served.options]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         until(lambda: any(group.counters.push_keys for n, group in server.engine.groups.items() if n not in (1, 7)))
@@ -81,6 +81,7 @@ def test_ctrl_c_drops_the_group(server: Server, served: Place) -> None:
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.wait()
     assert (process.returncode, out) == (130, b""), err
     assert b"Traceback" not in err
     assert set(server.engine.groups) == {1, 7}

@@ -1,5 +1,6 @@
 """Who may call what: roles, groups, ports."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rockbed.server.service_access import NEEDED
 from rockbed.v1 import admin_pb2, embedding_pb2, embedding_pb2_grpc
 from tests.api.helpers import embedding, keys_of, ones
 from tests.server.served import Connect, Server, refused
+from tests.waiting import until
 
 SECRETS = {role: f"the secret of {role}, long enough" for role in ("read", "train", "admin")}
 BOUND = "a trainer's who has one group only"
@@ -211,3 +213,59 @@ def test_lookups_on_a_stream_are_checked_one_by_one(target: str, channel: grpc.C
         next(answers)
     failed: Any = caught.value
     assert failed.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_nobody_uses_up_the_request_numbers_of_another(target: str, connect: Connect) -> None:
+    trainer, bound = connect(target, token=SECRETS["train"]), connect(target, token=f"{BOUND} train")
+    rows, other = embedding(trainer), embedding(bound, group=1)
+    other.apply_gradients(keys_of(1), ones(1), request=("trainer-1", 2**62))
+    assert trainer.last_request("trainer-1") == 0
+    rows.apply_gradients(keys_of(1), ones(1), request=("trainer-1", 1))
+    rows.apply_gradients(keys_of(1), ones(1), request=("trainer-1", 1))
+    assert rows.lookup(keys_of(1))[0, 0] == -0.5
+    assert (trainer.last_request("trainer-1"), bound.last_request("trainer-1")) == (1, 2**62)
+
+
+def test_opening_a_group_otherwise_takes_the_role_that_altering_it_takes(
+    server: Server, target: str, connect: Connect, tokens: Path
+) -> None:
+    embedding(connect(target, token=SECRETS["train"]))
+    server.stop()
+    server.engine.close()
+    server.engine = server.engine.reopened()
+    again = server.start(tokens=tokens)
+    with pytest.raises(PermissionDenied, match="change the settings of group 0"):
+        embedding(connect(again, token=SECRETS["train"]), ttl=0.001)
+    embedding(connect(again, token=SECRETS["admin"]), ttl=1e6)
+    assert server.engine.groups[0].config.ttl_s == 1e6
+
+
+def test_a_refusal_of_an_operator_leaves_a_line_with_who_asked(
+    target: str, connect: Connect, channel: grpc.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rockbed.audit")
+    embedding(connect(target, token=SECRETS["admin"]), group=2)
+    with pytest.raises(PermissionDenied):
+        connect(target, token=f"{BOUND} admin", client_id="shell").drop_group(2)
+    refused(channel.unary_unary("/rockbed.v1.Admin/Flush"), b"", metadata=(("rockbed-client", "nobody"),))
+    lines = [record.getMessage() for record in caplog.records if record.name == "rockbed.audit"]
+    assert any("bound-admin shell: refused: 'bound-admin' may not use group 2" in line for line in lines)
+    assert any("ipv4:127.0.0.1" in line and "nobody: refused Flush: the server wants a token" in line for line in lines)
+
+
+def test_open_reflection_streams_are_bounded(server: Server) -> None:
+    target = server.start()
+    method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    closing = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        closing.wait()
+        yield from ()
+
+    with grpc.insecure_channel(target.removeprefix("grpc://")) as channel:
+        streams = [channel.stream_stream(method)(silent()) for _ in range(200)]
+        until(lambda: sum(stream.code() is grpc.StatusCode.RESOURCE_EXHAUSTED for stream in streams if stream.done()))
+        stub = embedding_pb2_grpc.EmbeddingStub(channel)
+        found = refused(stub.Lookup, embedding_pb2.LookupRequest(), timeout=10)
+        assert found[1] == "unknown_group"
+        closing.set()

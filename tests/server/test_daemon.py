@@ -138,6 +138,19 @@ def test_copies_have_names_and_no_paths(server: Server, channel: grpc.Channel, n
     assert sorted(server.folder.iterdir()) == before
 
 
+def test_a_precision_that_is_unknown_makes_no_rows(server: Server, channel: grpc.Channel) -> None:
+    before = server.engine.groups[0].counters.rows
+    request = embedding_pb2.LookupRequest(keys=_keys(70, 71), train=True, precision=9)  # type: ignore[arg-type,unused-ignore]
+    assert refused(embedding_pb2_grpc.EmbeddingStub(channel).Lookup, request)[1] == "invalid_config"
+    assert server.engine.groups[0].counters.rows == before
+
+
+def test_more_rows_than_an_answer_holds_are_not_told(channel: grpc.Channel) -> None:
+    stub = admin_pb2_grpc.AdminStub(channel)
+    found = refused(stub.GetRows, admin_pb2.GetRowsRequest(group=0, keys=bytes(8 * 900)))
+    assert found[1] == "limit_exceeded"
+
+
 def test_an_empty_request_drops_no_group(channel: grpc.Channel) -> None:
     found = refused(admin_pb2_grpc.AdminStub(channel).DropGroup, admin_pb2.DropGroupRequest())
     assert found[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_config")

@@ -1,5 +1,8 @@
 """Pushes larger than a message: several messages, one change."""
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -15,6 +18,7 @@ from rockbed.v1 import embedding_pb2_grpc
 from tests.api.helpers import embedding, keys_of, ones, sgd
 from tests.api.model import Model
 from tests.server.served import Connect, Server
+from tests.waiting import until
 
 SMALL = Limits(message_bytes_max=1 << 16, keys_max=300, push_bytes_max=1 << 20)
 
@@ -55,7 +59,7 @@ def test_a_push_beyond_the_limit_is_refused_on_both_ends(server: Server, connect
         with pytest.raises(grpc.RpcError) as caught:
             list(answers)
     failed: Any = caught.value
-    assert "push_bytes_max is 1048576" in failed.details()
+    assert "more than 1048576 bytes, the server's push_bytes_max" in failed.details()
     assert server.engine.groups[0].counters.rows == 0
 
 
@@ -76,6 +80,32 @@ def test_nothing_is_applied_of_a_push_that_is_refused_or_cut_short(server: Serve
     failed: Any = caught.value
     assert "ApplyGradientsStream" in failed.details()
     assert server.engine.groups[0].counters.rows == 0
+
+
+def test_whatever_a_message_holds_counts_and_pushes_share_the_limit(server: Server, connect: Connect) -> None:
+    target = server.start(limits=SMALL)
+    embedding(connect(target))
+    part = pb.ApplyGradientsRequest(more=True, client_id="x" * 60_000)
+    gather = threading.Event()
+
+    def half() -> Iterator[Any]:
+        for _ in range(10):
+            yield part
+        gather.wait()
+
+    with grpc.insecure_channel(target.removeprefix("grpc://")) as channel:
+        stub = embedding_pb2_grpc.EmbeddingStub(channel)
+        first = stub.ApplyGradientsStream(half())
+        until(lambda: server.daemon is not None and server.daemon._streams.tasks == 1)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.ApplyGradientsStream(part for _ in range(100)))
+        failed: Any = caught.value
+        assert dict(failed.trailing_metadata())["rockbed-code"] in ("overloaded", "limit_exceeded")
+        gather.set()
+        with contextlib.suppress(grpc.RpcError):  # the other may have been the one to be refused
+            list(first)
+    rows = embedding(connect(target))
+    rows.apply_gradients(np.arange(2_000), ones(2_000))  # what was gathered was let go of
 
 
 def test_parts_that_differ_are_refused(server: Server, connect: Connect) -> None:

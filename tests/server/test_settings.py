@@ -80,12 +80,14 @@ def test_a_file_that_cannot_be_read_is_said(file: Path, content: str | None, sai
 
 
 def test_config_prints_a_file_that_says_the_same(file: Path, tmp_path: Path) -> None:
-    printed = CliRunner().invoke(app, ["config", "--config", str(file), "--tokens", __file__, "--fsync=always"])
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text('[[token]]\nname = "a"\nrole = "read"\nsecret = "sixteen characters"\n')
+    printed = CliRunner().invoke(app, ["config", "--config", str(file), "--tokens", str(tokens), "--fsync=always"])
     assert printed.exit_code == 0, printed.output
     assert "# flag" in printed.stdout
     again = tmp_path / "again.toml"
     again.write_text(printed.stdout)
-    assert load(again, {}).settings == load(file, {}, {"tokens": __file__, "fsync": "always"}).settings
+    assert load(again, {}).settings == load(file, {}, {"tokens": str(tokens), "fsync": "always"}).settings
     assert set(tomllib.loads(printed.stdout)) <= {each.name for each in fields(Settings)}
 
 

@@ -11,6 +11,7 @@ import trustme
 
 from rockbed import Connection, InvalidConfig, PyStorage, ServerUnavailable, TlsFailed
 from rockbed.server.daemon_config import ServerConfig
+from rockbed.server.daemon_settings import load
 from tests.api.helpers import embedding, keys_of, ones
 from tests.server.served import Connect, Server
 
@@ -97,7 +98,12 @@ def test_a_plain_client_on_a_tls_port_and_the_reverse_are_told(
 
 
 def test_a_renewed_certificate_is_used_without_a_restart(
-    server: Server, connect: Connect, served: dict[str, Any], ca: Path, authority: trustme.CA
+    server: Server,
+    connect: Connect,
+    served: dict[str, Any],
+    ca: Path,
+    authority: trustme.CA,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     target = server.start(**served)
     before = connect(target, tls_ca=ca)
@@ -105,8 +111,10 @@ def test_a_renewed_certificate_is_used_without_a_restart(
     _files(served["tls_cert"].parent, authority, *NAMES)
     assert _serial(target, ca) != serial
     before.stats()
-    served["tls_key"].write_text("broken")
+    _files(served["tls_cert"].parent / "other", authority, *NAMES)
+    (served["tls_cert"].parent / "other" / "key.pem").rename(served["tls_key"])
     connect(target, tls_ca=ca).stats()
+    assert "is not the key of" in caplog.text
 
 
 def _serial(target: str, ca: Path) -> str:
@@ -130,6 +138,20 @@ def test_half_of_the_settings_is_not_enough(served: dict[str, Any], ca: Path, mi
     given = {name: path for name, path in {**served, "tls_client_ca": ca}.items() if name not in missing}
     with pytest.raises(InvalidConfig, match=said):
         ServerConfig(**given)
+
+
+def test_a_key_of_another_certificate_is_said_by_config_too(
+    server: Server, served: dict[str, Any], authority: trustme.CA, tmp_path: Path
+) -> None:
+    other = _files(tmp_path / "other", authority, *NAMES)
+    with pytest.raises(InvalidConfig, match=r"key.pem is not the key of .*cert.pem"):
+        server.start(tls_cert=served["tls_cert"], tls_key=other["tls_key"])
+    (tmp_path / "tokens.toml").write_text("[[token]]")
+    flags = {"data": "x", "tls_cert": str(served["tls_cert"]), "tls_key": str(other["tls_key"])}
+    with pytest.raises(InvalidConfig, match=r"(?s)is not the key of"):
+        load(None, {}, flags)
+    with pytest.raises(InvalidConfig, match=r"token 1"):
+        load(None, {}, {"data": "x", "tokens": str(tmp_path / "tokens.toml")})
 
 
 def test_files_that_hold_no_certificate_are_said(server: Server, served: dict[str, Any]) -> None:

@@ -93,8 +93,7 @@ class Trainer:
             report.calls[kind].append(time.perf_counter() - start)
 
         if self._looks_up:
-            for batch in step:
-                timed("lookup", self._tables[batch.table].lookup, batch.keys)
+            timed("lookup", self._storage.lookup, [(self._tables[batch.table], batch.keys) for batch in step])
         if self._pushes:
             push = [
                 (self._tables[batch.table], batch.keys, grad) for batch, grad in zip(step, self._grads, strict=True)

@@ -23,6 +23,9 @@ class Backend(Protocol):
     def lookup(self, group: int, keys: I64, out: F32, *, train: bool) -> None:
         """Fill out float32[n, dim], C-contiguous, with the weights of keys int64[n]."""
 
+    def lookup_many(self, lookups: Sequence[tuple[int, I64, F32]], *, train: bool) -> None:
+        """As `lookup` for each of (group, keys, out), in as few calls as may be."""
+
     def apply_gradients(self, items: Sequence[Gradients], request: Request | None) -> bool:
         """Apply all of it or nothing, durably. Returns False for a request that had been applied before."""
 

@@ -45,6 +45,10 @@ class Embedded:
     def lookup(self, group: int, keys: I64, out: F32, *, train: bool) -> None:
         self.engine.lookup(group, keys, out, train=train)
 
+    def lookup_many(self, lookups: Sequence[tuple[int, I64, F32]], *, train: bool) -> None:
+        for group, keys, out in lookups:
+            self.engine.lookup(group, keys, out, train=train)
+
     def apply_gradients(self, items: Sequence[Gradients], request: Request | None) -> bool:
         return self.engine.apply_gradients(items, request)
 

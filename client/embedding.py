@@ -18,7 +18,8 @@ from rockbed.server.admission import checked_admission
 from rockbed.types import F32, I64, U64
 
 if TYPE_CHECKING:
-    from rockbed.client.storage import PyStorage, RequestId
+    from rockbed.client.request_ids import RequestId
+    from rockbed.client.storage import PyStorage
 
 
 class PyEmbedding:

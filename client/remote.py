@@ -19,7 +19,7 @@ from rockbed.client.row_messages import row_report
 from rockbed.client.transport import Transport
 from rockbed.config import GroupConfig
 from rockbed.errors import BatchTooLarge, InvalidConfig, ServerError
-from rockbed.messages import lookup_request, push_request
+from rockbed.messages import lookup_many_request, lookup_request, push_request
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
 from rockbed.requests import CONNECTION, ExportOptions, Gradients, ImportOptions, PutRows, Request, check_shrink
 from rockbed.types import F32, I64
@@ -37,6 +37,7 @@ from rockbed.wire import (
 
 _PROTOCOL = 1
 _ROWS_ASKED = 512  # at a time: their answer fits into a message whatever the dim and the optimizer
+_ENTRY_BYTES = 64  # of one of several lookups, beside its arrays
 _ENVELOPE_BYTES = 4096  # of a message, beside its arrays
 
 
@@ -95,6 +96,30 @@ class Remote:
             waiting.append((self._transport.start("Lookup", request), request, part))
         while waiting:
             self._receive(*waiting.popleft(), out)
+
+    def lookup_many(self, lookups: Sequence[tuple[int, I64, F32]], *, train: bool) -> None:
+        together: list[tuple[int, I64, F32]] = []
+        size = keys = 0
+        for group, wanted, out in lookups:
+            its_size = max(out.nbytes, wanted.nbytes) + _ENTRY_BYTES
+            if its_size > self._bytes_max or wanted.size > self._keys_max:
+                self.lookup(group, wanted, out, train=train)
+                continue
+            if size + its_size > self._bytes_max or keys + wanted.size > self._keys_max:
+                self._look_up_together(together, train=train)
+                together, size, keys = [], 0, 0
+            together.append((group, wanted, out))
+            size, keys = size + its_size, keys + wanted.size
+        if together:
+            self._look_up_together(together, train=train)
+
+    def _look_up_together(self, lookups: Sequence[tuple[int, I64, F32]], *, train: bool) -> None:
+        sent = [(group, keys_to_wire(keys)) for group, keys, _ in lookups]
+        answers = self._ask("LookupMany", lookup_many_request(sent, train, self._precision))
+        if len(answers) != len(lookups):
+            raise ServerError(f"{self._transport.target} answered {len(answers)} of {len(lookups)} lookups")
+        for answer, (_, _, out) in zip(answers, lookups, strict=True):
+            floats_into(out, answer.weights, self._precision, "the weights from the server")
 
     def _receive(self, sent: Any, request: Any, part: slice, out: F32) -> None:
         answer = self._transport.finish(sent, "Lookup", request)

@@ -6,29 +6,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import fields
-from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rockbed.client.ahead import Ahead
 from rockbed.client.arrays import checked_group, checked_keys, checked_rows
 from rockbed.client.backend import Backend
 from rockbed.client.connection import Connection
 from rockbed.client.parameters import Parameters, as_mapping
+from rockbed.client.request_ids import RequestId, checked_client, checked_request
 from rockbed.config import GroupConfig, StoreConfig
 from rockbed.errors import InvalidConfig, WrongDtype
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
-from rockbed.requests import CONNECTION, ExportOptions, Gradients, ImportOptions, Request
+from rockbed.requests import ExportOptions, Gradients, ImportOptions
 from rockbed.types import F32, I64, U64
 
 if TYPE_CHECKING:
     from rockbed.client.embedding import PyEmbedding
 
 _ADDRESS = re.compile(r"[\w.-]+:\d+")
-
-RequestId = tuple[str, int]
-"""A client's name and the number of its request, from 1."""
 
 
 class PyStorage:
@@ -115,6 +114,24 @@ class PyStorage:
 
     # --- training ---
 
+    def lookup(self, items: "Sequence[tuple[PyEmbedding, I64 | U64]]", *, train: bool = True) -> list[F32]:
+        """The weights for several embeddings of this storage at once, as PyEmbedding.lookup gives them: on a server in
+        one call, where they fit into a message.
+
+        items: (embedding, keys). Returns float32[n, dim] for each, in their order. Raises what PyEmbedding.lookup
+        raises, and InvalidConfig for an embedding of another storage.
+        """
+        lookups = []
+        for item in items:
+            if not isinstance(item, tuple | list) or len(item) != 2 or not hasattr(item[0], "checked"):
+                raise WrongDtype(f"a lookup takes a list of (PyEmbedding, keys), not of {type(item).__name__}")
+            embedding, keys = item
+            self._must_have(embedding)
+            sent = checked_keys(keys)
+            lookups.append((embedding.group, sent, np.empty((sent.size, embedding.dim), np.float32)))
+        self.backend.lookup_many(lookups, train=train)
+        return [out for _, _, out in lookups]
+
     def apply_gradients(
         self, items: "Sequence[tuple[PyEmbedding, I64 | U64, F32]]", *, request: RequestId | None = None
     ) -> bool:
@@ -126,13 +143,13 @@ class PyStorage:
         Raises what PyEmbedding.apply_gradients raises, RequestTooOld, and InvalidConfig for an embedding of another
         storage.
         """
-        return self.backend.apply_gradients(self._checked(items), _request(request))
+        return self.backend.apply_gradients(self._checked(items), checked_request(request))
 
     def apply_gradients_async(
         self, items: "Sequence[tuple[PyEmbedding, I64 | U64, F32]]", *, request: RequestId | None = None
     ) -> "Future[bool]":
         """As `apply_gradients`, in a thread: see PyEmbedding.apply_gradients_async."""
-        return self.ahead.push(self.backend.apply_gradients, self._checked(items), _request(request))
+        return self.ahead.push(self.backend.apply_gradients, self._checked(items), checked_request(request))
 
     def _checked(self, items: "Sequence[tuple[PyEmbedding, I64 | U64, F32]]") -> list[Gradients]:
         merged = []
@@ -140,14 +157,17 @@ class PyStorage:
             if not isinstance(item, tuple | list) or len(item) != 3 or not hasattr(item[0], "checked"):
                 raise WrongDtype(f"a push takes a list of (PyEmbedding, keys, gradients), not of {type(item).__name__}")
             embedding, keys, gradients = item
-            if embedding.storage is not self:
-                raise InvalidConfig(f"{embedding!r} belongs to another storage than {self!r}")
+            self._must_have(embedding)
             merged.append(embedding.checked(keys, gradients))
         return merged
 
+    def _must_have(self, embedding: "PyEmbedding") -> None:
+        if embedding.storage is not self:
+            raise InvalidConfig(f"{embedding!r} belongs to another storage than {self!r}")
+
     def last_request(self, client: str) -> int:
         """The newest request number applied for a client id, 0 where there is none: a trainer resumes after it."""
-        return self.backend.last_request(_client(client))
+        return self.backend.last_request(checked_client(client))
 
     # --- rows and groups ---
 
@@ -362,22 +382,3 @@ def _must_be_default(target: str, config: StoreConfig, clock: Callable[[], float
         raise InvalidConfig(
             f"{target} is a server, which has its own settings: {', '.join(changed)} cannot be given here"
         )
-
-
-def _client(given: Any) -> str:
-    if not isinstance(given, str) or not 0 < len(given.encode()) <= 255:
-        raise InvalidConfig(f"client id is {given!r}: give a str of 1..255 bytes")
-    if given.startswith(CONNECTION):
-        raise InvalidConfig(f"client id is {given!r}: those that begin with {CONNECTION!r} are connections' own")
-    return given
-
-
-def _request(given: RequestId | None) -> Request | None:
-    if given is None:
-        return None
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        raise InvalidConfig(f"request is {given!r}: give (client id, number)")
-    client, number = given
-    if isinstance(number, bool) or not isinstance(number, Integral) or not 1 <= number < 2**63:
-        raise InvalidConfig(f"request number {number!r} of client {client!r}: numbers are ints that go up from 1")
-    return Request(_client(client), int(number))

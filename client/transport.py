@@ -23,7 +23,7 @@ from rockbed.errors import (
     StorageClosed,
     all_errors,
 )
-from rockbed.messages import read_lookup_response
+from rockbed.messages import read_lookup_many_response, read_lookup_response
 from rockbed.v1 import admin_pb2_grpc, embedding_pb2, embedding_pb2_grpc
 from rockbed.wire import CLIENT_KEY, CODE_KEY, TOKEN_KEY, TOKEN_SCHEME
 
@@ -47,6 +47,9 @@ class Transport:
         push = embedding_pb2.ApplyGradientsResponse.FromString
         self._arrays = {
             "Lookup": self._channel.unary_unary("/rockbed.v1.Embedding/Lookup", None, read_lookup_response),
+            "LookupMany": self._channel.unary_unary(
+                "/rockbed.v1.Embedding/LookupMany", None, read_lookup_many_response
+            ),
             "ApplyGradients": self._channel.unary_unary("/rockbed.v1.Embedding/ApplyGradients", None, push),
             "ApplyGradientsStream": self._channel.stream_stream(
                 "/rockbed.v1.Embedding/ApplyGradientsStream", None, push

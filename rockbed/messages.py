@@ -53,6 +53,7 @@ class ApplyGradientsRequest:
 
 # field number and kind -> its name; what is not here is skipped, as protobuf skips it
 _LOOKUP = {(1, _VARINT): "group", (2, _BYTES): "keys", (3, _VARINT): "train", (4, _VARINT): "precision"}
+_MANY = {(1, _BYTES): "lookups"}
 _WEIGHTS = {(1, _BYTES): "weights"}
 _SHARE = {
     (1, _VARINT): "group",
@@ -72,6 +73,24 @@ def lookup_request(group: int, keys: Buffer | AnyArray, train: bool, precision: 
 def lookup_response(weights: Buffer | AnyArray) -> bytes:
     """A LookupResponse."""
     return b"".join(_bytes(1, weights))
+
+
+def lookup_many_request(lookups: Sequence[tuple[int, Buffer | AnyArray]], train: bool, precision: int) -> bytes:
+    """A LookupManyRequest. lookups: group and keys of each."""
+    parts: list[Any] = []
+    for group, keys in lookups:
+        one = [_number(1, group), *_bytes(2, keys), _number(3, train), _number(4, precision)]
+        parts += [_head(1, sum(map(len, one))), *one]
+    return b"".join(parts)
+
+
+def lookup_many_response(weights: Sequence[Buffer | AnyArray]) -> bytes:
+    """A LookupManyResponse."""
+    parts: list[Any] = []
+    for each in weights:
+        one = _bytes(1, each)
+        parts += [_head(1, sum(map(len, one))), *one]
+    return b"".join(parts)
 
 
 def push_request(
@@ -103,6 +122,14 @@ def read_lookup_request(data: bytes) -> LookupRequest:
 
 def read_lookup_response(data: bytes) -> LookupResponse:
     return _read(memoryview(data), _WEIGHTS, LookupResponse())
+
+
+def read_lookup_many_request(data: bytes) -> list[LookupRequest]:
+    return [_read(value, _LOOKUP, LookupRequest()) for _, value in _fields(memoryview(data), _MANY)]
+
+
+def read_lookup_many_response(data: bytes) -> list[LookupResponse]:
+    return [_read(value, _WEIGHTS, LookupResponse()) for _, value in _fields(memoryview(data), _MANY)]
 
 
 def read_push_request(data: bytes) -> ApplyGradientsRequest:

@@ -7,7 +7,13 @@ import grpc
 import numpy as np
 
 from rockbed.errors import InvalidConfig, LimitExceeded
-from rockbed.messages import lookup_response, read_lookup_request, read_push_request
+from rockbed.messages import (
+    lookup_many_response,
+    lookup_response,
+    read_lookup_many_request,
+    read_lookup_request,
+    read_push_request,
+)
 from rockbed.requests import Gradients, Request
 from rockbed.server.access import Principal, Role
 from rockbed.server.limits import Limits
@@ -40,6 +46,7 @@ class EmbeddingService:
         methods = {
             "Lookup": grpc.unary_unary_rpc_method_handler(self.Lookup, read_lookup_request, bytes),
             "LookupStream": grpc.stream_stream_rpc_method_handler(self.LookupStream, read_lookup_request, bytes),
+            "LookupMany": grpc.unary_unary_rpc_method_handler(self.LookupMany, read_lookup_many_request, bytes),
             "ApplyGradients": grpc.unary_unary_rpc_method_handler(self.ApplyGradients, read_push_request, applied),
             "ApplyGradientsStream": grpc.stream_stream_rpc_method_handler(
                 self.ApplyGradientsStream, read_push_request, applied
@@ -54,6 +61,15 @@ class EmbeddingService:
     def Lookup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             return self._lookup(request, self._access.caller(context))
+
+    def LookupMany(self, requests: list[Any], context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            caller = self._access.caller(context)
+            must_fit(sum(len(request.keys) // 8 for request in requests), self._limits)
+            room = self._limits.message_bytes_max
+            for request in requests:  # before rows are made for any of them
+                room -= self._must_be_allowed(request, caller, room)
+            return lookup_many_response([self._weights(request) for request in requests])
 
     def LookupStream(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         with answered(context):
@@ -88,21 +104,32 @@ class EmbeddingService:
     # --- what they do ---
 
     def _lookup(self, request: Any, caller: Principal) -> Any:
+        self._must_be_allowed(request, caller, self._limits.message_bytes_max)
+        return lookup_response(self._weights(request))
+
+    def _must_be_allowed(self, request: Any, caller: Principal, room: int) -> int:
+        """Raise unless the caller may ask for it and its answer fits. Returns the bytes of the answer."""
         caller.must_reach([request.group])
         if request.train:
             caller.must_be(Role.TRAIN, "look up with train=True")
-        must_be_known(request.precision)  # before rows are made
-        keys = self._keys(request.keys)
+        must_be_known(request.precision)
+        keys = len(request.keys) // 8
+        must_fit(keys, self._limits)
         dim = self._serving.engine.group(request.group).config.dim
-        size = 4 * dim * keys.size
-        if size > self._limits.message_bytes_max:
+        size = 4 * dim * keys
+        if size > room:
             raise LimitExceeded(
-                f"the answer for {keys.size} keys of dim {dim} would be {size} bytes, the server's "
-                f"message_bytes_max is {self._limits.message_bytes_max}: send fewer keys a request"
+                f"the answer for {keys} keys of dim {dim} would be {size} bytes, of the server's message_bytes_max of "
+                f"{self._limits.message_bytes_max} there are {room}: send fewer keys a request"
             )
-        out = np.empty((keys.size, dim), np.float32)
-        self._serving.engine.lookup(request.group, keys, out, train=bool(request.train))
-        return lookup_response(floats_to_wire(out, request.precision))
+        return size
+
+    def _weights(self, request: Any) -> Any:
+        keys = self._keys(request.keys)
+        engine = self._serving.engine
+        out = np.empty((keys.size, engine.group(request.group).config.dim), np.float32)
+        engine.lookup(request.group, keys, out, train=bool(request.train))
+        return floats_to_wire(out, request.precision)
 
     def _apply(self, request: Any, caller: Principal) -> Any:
         caller.must_reach(share.group for share in request.groups)

@@ -18,7 +18,17 @@ from rockbed.wire import CLIENT_KEY, TOKEN_KEY, TOKEN_SCHEME
 _audit = logging.getLogger("rockbed.audit")
 _REFRESH_S = 1.0  # how often the file of the tokens is looked at
 
-_READ = ("Lookup", "LookupStream", "Prefetch", "ServerInfo", "CreateGroup", "ListGroups", "Stats", "GetRows")
+_READ = (
+    "Lookup",
+    "LookupMany",
+    "LookupStream",
+    "Prefetch",
+    "ServerInfo",
+    "CreateGroup",
+    "ListGroups",
+    "Stats",
+    "GetRows",
+)
 _TRAIN = ("ApplyGradients", "ApplyGradientsStream", "LastRequest")
 _ADMIN = (
     *("AlterGroup", "DropGroup", "PutRows", "Shrink"),

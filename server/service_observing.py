@@ -59,6 +59,8 @@ def groups_and_keys(message: Any) -> tuple[list[int], int]:
     """Which groups a request is about, and how many keys it has."""
     if isinstance(message, ApplyGradientsRequest):
         return [share.group for share in message.groups], sum(len(share.keys) // 8 for share in message.groups)
+    if isinstance(message, list):  # of LookupMany
+        return [each.group for each in message], sum(len(each.keys) // 8 for each in message)
     if isinstance(message, LookupRequest | pb.PrefetchRequest):
         return [message.group], len(message.keys) // 8
     return [], 0

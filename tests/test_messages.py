@@ -33,6 +33,21 @@ def test_lookup_answers(weights: bytes) -> None:
     assert bytes(read.weights) == weights
 
 
+@given(st.lists(st.tuples(GROUP, BYTES), max_size=5), st.booleans(), PRECISION)
+def test_several_lookups_and_their_answers(lookups: list[tuple[int, bytes]], train: bool, precision: int) -> None:
+    theirs = pb.LookupManyRequest()
+    for group, keys in lookups:
+        theirs.lookups.add(group=group, keys=keys, train=train, precision=precision)  # type: ignore[arg-type,unused-ignore]
+    ours = messages.lookup_many_request(lookups, train, precision)
+    assert pb.LookupManyRequest.FromString(ours) == theirs
+    read = messages.read_lookup_many_request(theirs.SerializeToString())
+    assert [(each.group, bytes(each.keys)) for each in read] == lookups
+    answer = pb.LookupManyResponse.FromString(messages.lookup_many_response([keys for _, keys in lookups]))
+    assert [each.weights for each in answer.lookups] == [keys for _, keys in lookups]
+    back = messages.read_lookup_many_response(answer.SerializeToString())
+    assert [bytes(each.weights) for each in back] == [keys for _, keys in lookups]
+
+
 SHARE = st.tuples(GROUP, BYTES, BYTES, st.none() | st.integers(1, 2**62))
 
 

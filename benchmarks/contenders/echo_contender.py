@@ -38,8 +38,7 @@ class Echo:
         self._call(*push_bytes((len(batch.keys),), self._dim))
 
     def train_step(self, batches: Sequence[Batch], grads: Sequence[F32]) -> None:
-        for batch in batches:
-            self.lookup(batch)
+        self._call(*lookups_bytes(tuple(len(batch.keys) for batch in batches), self._dim))
         self._call(*push_bytes(tuple(len(batch.keys) for batch in batches), self._dim))
 
     def settle(self) -> None:
@@ -58,6 +57,16 @@ def lookup_bytes(keys: int, dim: int) -> tuple[bytes, int]:
     """A lookup's request, and the size of its answer."""
     request = pb.LookupRequest(keys=bytes(8 * keys), train=True)
     answer = pb.LookupResponse(weights=bytes(4 * dim * keys))
+    return request.SerializeToString(), answer.ByteSize()
+
+
+@lru_cache
+def lookups_bytes(keys: tuple[int, ...], dim: int) -> tuple[bytes, int]:
+    """The request of lookups of so many keys each, in one call, and the size of its answer."""
+    request = pb.LookupManyRequest(
+        lookups=[pb.LookupRequest(group=i, keys=bytes(8 * n), train=True) for i, n in enumerate(keys)]
+    )
+    answer = pb.LookupManyResponse(lookups=[pb.LookupResponse(weights=bytes(4 * dim * n)) for n in keys])
     return request.SerializeToString(), answer.ByteSize()
 
 

@@ -24,29 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arockbed/v1/embedding.proto\x12\nrockbed.v1\"e\n\rLookupRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\r\n\x05train\x18\x03 \x01(\x08\x12(\n\tprecision\x18\x04 \x01(\x0e\x32\x15.rockbed.v1.Precision\"!\n\x0eLookupResponse\x12\x0f\n\x07weights\x18\x01 \x01(\x0c\"\x7f\n\x0eGroupGradients\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x11\n\tgradients\x18\x03 \x01(\x0c\x12(\n\tprecision\x18\x04 \x01(\x0e\x32\x15.rockbed.v1.Precision\x12\x13\n\x0bglobal_step\x18\x05 \x01(\x03\"|\n\x15\x41pplyGradientsRequest\x12*\n\x06groups\x18\x01 \x03(\x0b\x32\x1a.rockbed.v1.GroupGradients\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x16\n\x0erequest_number\x18\x03 \x01(\x04\x12\x0c\n\x04more\x18\x04 \x01(\x08\")\n\x16\x41pplyGradientsResponse\x12\x0f\n\x07\x61pplied\x18\x01 \x01(\x08\".\n\x0fPrefetchRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"5\n\x10PrefetchResponse\x12\x11\n\tin_memory\x18\x01 \x01(\x04\x12\x0e\n\x06\x61\x62sent\x18\x02 \x01(\x04*3\n\tPrecision\x12\x0b\n\x07\x46LOAT32\x10\x00\x12\x0b\n\x07\x46LOAT16\x10\x01\x12\x0c\n\x08\x42\x46LOAT16\x10\x02\x32\x9a\x03\n\tEmbedding\x12?\n\x06Lookup\x12\x19.rockbed.v1.LookupRequest\x1a\x1a.rockbed.v1.LookupResponse\x12W\n\x0e\x41pplyGradients\x12!.rockbed.v1.ApplyGradientsRequest\x1a\".rockbed.v1.ApplyGradientsResponse\x12\x45\n\x08Prefetch\x12\x1b.rockbed.v1.PrefetchRequest\x1a\x1c.rockbed.v1.PrefetchResponse\x12I\n\x0cLookupStream\x12\x19.rockbed.v1.LookupRequest\x1a\x1a.rockbed.v1.LookupResponse(\x01\x30\x01\x12\x61\n\x14\x41pplyGradientsStream\x12!.rockbed.v1.ApplyGradientsRequest\x1a\".rockbed.v1.ApplyGradientsResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arockbed/v1/embedding.proto\x12\nrockbed.v1\"e\n\rLookupRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\r\n\x05train\x18\x03 \x01(\x08\x12(\n\tprecision\x18\x04 \x01(\x0e\x32\x15.rockbed.v1.Precision\"!\n\x0eLookupResponse\x12\x0f\n\x07weights\x18\x01 \x01(\x0c\"?\n\x11LookupManyRequest\x12*\n\x07lookups\x18\x01 \x03(\x0b\x32\x19.rockbed.v1.LookupRequest\"A\n\x12LookupManyResponse\x12+\n\x07lookups\x18\x01 \x03(\x0b\x32\x1a.rockbed.v1.LookupResponse\"\x7f\n\x0eGroupGradients\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x11\n\tgradients\x18\x03 \x01(\x0c\x12(\n\tprecision\x18\x04 \x01(\x0e\x32\x15.rockbed.v1.Precision\x12\x13\n\x0bglobal_step\x18\x05 \x01(\x03\"|\n\x15\x41pplyGradientsRequest\x12*\n\x06groups\x18\x01 \x03(\x0b\x32\x1a.rockbed.v1.GroupGradients\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x16\n\x0erequest_number\x18\x03 \x01(\x04\x12\x0c\n\x04more\x18\x04 \x01(\x08\")\n\x16\x41pplyGradientsResponse\x12\x0f\n\x07\x61pplied\x18\x01 \x01(\x08\".\n\x0fPrefetchRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"5\n\x10PrefetchResponse\x12\x11\n\tin_memory\x18\x01 \x01(\x04\x12\x0e\n\x06\x61\x62sent\x18\x02 \x01(\x04*3\n\tPrecision\x12\x0b\n\x07\x46LOAT32\x10\x00\x12\x0b\n\x07\x46LOAT16\x10\x01\x12\x0c\n\x08\x42\x46LOAT16\x10\x02\x32\xe7\x03\n\tEmbedding\x12?\n\x06Lookup\x12\x19.rockbed.v1.LookupRequest\x1a\x1a.rockbed.v1.LookupResponse\x12K\n\nLookupMany\x12\x1d.rockbed.v1.LookupManyRequest\x1a\x1e.rockbed.v1.LookupManyResponse\x12W\n\x0e\x41pplyGradients\x12!.rockbed.v1.ApplyGradientsRequest\x1a\".rockbed.v1.ApplyGradientsResponse\x12\x45\n\x08Prefetch\x12\x1b.rockbed.v1.PrefetchRequest\x1a\x1c.rockbed.v1.PrefetchResponse\x12I\n\x0cLookupStream\x12\x19.rockbed.v1.LookupRequest\x1a\x1a.rockbed.v1.LookupResponse(\x01\x30\x01\x12\x61\n\x14\x41pplyGradientsStream\x12!.rockbed.v1.ApplyGradientsRequest\x1a\".rockbed.v1.ApplyGradientsResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rockbed.v1.embedding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRECISION']._serialized_start=581
-  _globals['_PRECISION']._serialized_end=632
+  _globals['_PRECISION']._serialized_start=713
+  _globals['_PRECISION']._serialized_end=764
   _globals['_LOOKUPREQUEST']._serialized_start=42
   _globals['_LOOKUPREQUEST']._serialized_end=143
   _globals['_LOOKUPRESPONSE']._serialized_start=145
   _globals['_LOOKUPRESPONSE']._serialized_end=178
-  _globals['_GROUPGRADIENTS']._serialized_start=180
-  _globals['_GROUPGRADIENTS']._serialized_end=307
-  _globals['_APPLYGRADIENTSREQUEST']._serialized_start=309
-  _globals['_APPLYGRADIENTSREQUEST']._serialized_end=433
-  _globals['_APPLYGRADIENTSRESPONSE']._serialized_start=435
-  _globals['_APPLYGRADIENTSRESPONSE']._serialized_end=476
-  _globals['_PREFETCHREQUEST']._serialized_start=478
-  _globals['_PREFETCHREQUEST']._serialized_end=524
-  _globals['_PREFETCHRESPONSE']._serialized_start=526
-  _globals['_PREFETCHRESPONSE']._serialized_end=579
-  _globals['_EMBEDDING']._serialized_start=635
-  _globals['_EMBEDDING']._serialized_end=1045
+  _globals['_LOOKUPMANYREQUEST']._serialized_start=180
+  _globals['_LOOKUPMANYREQUEST']._serialized_end=243
+  _globals['_LOOKUPMANYRESPONSE']._serialized_start=245
+  _globals['_LOOKUPMANYRESPONSE']._serialized_end=310
+  _globals['_GROUPGRADIENTS']._serialized_start=312
+  _globals['_GROUPGRADIENTS']._serialized_end=439
+  _globals['_APPLYGRADIENTSREQUEST']._serialized_start=441
+  _globals['_APPLYGRADIENTSREQUEST']._serialized_end=565
+  _globals['_APPLYGRADIENTSRESPONSE']._serialized_start=567
+  _globals['_APPLYGRADIENTSRESPONSE']._serialized_end=608
+  _globals['_PREFETCHREQUEST']._serialized_start=610
+  _globals['_PREFETCHREQUEST']._serialized_end=656
+  _globals['_PREFETCHRESPONSE']._serialized_start=658
+  _globals['_PREFETCHRESPONSE']._serialized_end=711
+  _globals['_EMBEDDING']._serialized_start=767
+  _globals['_EMBEDDING']._serialized_end=1254
 # @@protoc_insertion_point(module_scope)

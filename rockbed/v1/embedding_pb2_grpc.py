@@ -39,6 +39,11 @@ class EmbeddingStub(object):
                 request_serializer=rockbed_dot_v1_dot_embedding__pb2.LookupRequest.SerializeToString,
                 response_deserializer=rockbed_dot_v1_dot_embedding__pb2.LookupResponse.FromString,
                 _registered_method=True)
+        self.LookupMany = channel.unary_unary(
+                '/rockbed.v1.Embedding/LookupMany',
+                request_serializer=rockbed_dot_v1_dot_embedding__pb2.LookupManyRequest.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_embedding__pb2.LookupManyResponse.FromString,
+                _registered_method=True)
         self.ApplyGradients = channel.unary_unary(
                 '/rockbed.v1.Embedding/ApplyGradients',
                 request_serializer=rockbed_dot_v1_dot_embedding__pb2.ApplyGradientsRequest.SerializeToString,
@@ -66,6 +71,13 @@ class EmbeddingServicer(object):
 
     def Lookup(self, request, context):
         """The weights of keys. With `train`, keys without a row get one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LookupMany(self, request, context):
+        """Several lookups, answered in their order: what a train step needs of all tables, in one call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,6 +118,11 @@ def add_EmbeddingServicer_to_server(servicer, server):
                     servicer.Lookup,
                     request_deserializer=rockbed_dot_v1_dot_embedding__pb2.LookupRequest.FromString,
                     response_serializer=rockbed_dot_v1_dot_embedding__pb2.LookupResponse.SerializeToString,
+            ),
+            'LookupMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookupMany,
+                    request_deserializer=rockbed_dot_v1_dot_embedding__pb2.LookupManyRequest.FromString,
+                    response_serializer=rockbed_dot_v1_dot_embedding__pb2.LookupManyResponse.SerializeToString,
             ),
             'ApplyGradients': grpc.unary_unary_rpc_method_handler(
                     servicer.ApplyGradients,
@@ -155,6 +172,33 @@ class Embedding(object):
             '/rockbed.v1.Embedding/Lookup',
             rockbed_dot_v1_dot_embedding__pb2.LookupRequest.SerializeToString,
             rockbed_dot_v1_dot_embedding__pb2.LookupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookupMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.Embedding/LookupMany',
+            rockbed_dot_v1_dot_embedding__pb2.LookupManyRequest.SerializeToString,
+            rockbed_dot_v1_dot_embedding__pb2.LookupManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

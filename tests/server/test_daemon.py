@@ -218,6 +218,32 @@ def test_a_lookup_larger_than_the_server_takes_is_split(server: Server, connect:
     assert rows.lookup(np.empty(0, np.int64)).shape == (0, 4)
 
 
+def test_lookups_together_are_sent_in_messages_that_the_server_takes(server: Server, connect: Connect) -> None:
+    storage = connect(server.start(limits=Limits(message_bytes_max=1 << 16, keys_max=500)))
+    tables = [embedding(storage, dim, dim) for dim in (2, 40, 7)]
+    for table in tables:
+        table.apply_gradients(np.arange(100), ones(100, table.dim))
+    items = [
+        (table, np.arange(n)) for table, n in zip(tables * 3, (400, 90, 450, 2_000, 3, 0, 80, 500, 1), strict=True)
+    ]
+    for (table, keys), got in zip(items, storage.lookup(items, train=False), strict=True):
+        np.testing.assert_array_equal(got, table.lookup(keys, train=False))
+
+
+def test_lookups_together_that_cannot_be_make_no_rows(server: Server, channel: grpc.Channel) -> None:
+    before = server.engine.groups[0].counters.rows
+    good = embedding_pb2.LookupRequest(keys=_keys(70, 71), train=True)
+    many = channel.unary_unary("/rockbed.v1.Embedding/LookupMany")
+    for bad, code in (
+        (embedding_pb2.LookupRequest(group=9, keys=_keys(1)), "unknown_group"),
+        (embedding_pb2.LookupRequest(keys=bytes(8 * 999)), "limit_exceeded"),
+        (embedding_pb2.LookupRequest(keys=_keys(1), precision=9), "invalid_config"),  # type: ignore[arg-type,unused-ignore]
+    ):
+        request = embedding_pb2.LookupManyRequest(lookups=[good, bad]).SerializeToString()
+        assert refused(many, request)[1] == code
+    assert server.engine.groups[0].counters.rows == before
+
+
 def test_a_message_beyond_the_limit_is_refused_by_name(server: Server, channel: grpc.Channel) -> None:
     status, _, _ = refused(
         embedding_pb2_grpc.EmbeddingStub(channel).Lookup, embedding_pb2.LookupRequest(keys=bytes(1 << 17))

@@ -3,8 +3,6 @@
 import contextlib
 import errno
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +13,6 @@ from rockbed import PyEmbedding, PyStorage, StorageFull
 from tests.api.helpers import QUIET, OpenStorage, as_after_kill, assert_sound, embedding, keys_of, ones, sgd, uniform
 
 DIM = 64
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(path)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("only root can mount a small file system; the simulated full disks below run everywhere")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def _rows(storage: PyStorage) -> PyEmbedding:

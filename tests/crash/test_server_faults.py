@@ -1,19 +1,22 @@
 """What callers may do to a server: vanish, not read, send nonsense. Others are served, and memory stays flat."""
 
 import random
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from rockbed import PyStorage
+from rockbed import PyEmbedding, PyStorage, StorageFull
+from rockbed.types import I64
 from rockbed.v1 import admin_pb2, embedding_pb2, embedding_pb2_grpc
-from tests.api.helpers import assert_sound, embedding, keys_of, ones
+from tests.api.helpers import assert_sound, embedding, keys_of, ones, sgd
 from tests.crash.serving import Process
 from tests.source_tree import ROOT
 from tests.waiting import until
@@ -77,6 +80,44 @@ def test_a_client_that_does_not_read_holds_up_nobody_and_fills_no_memory(process
         assert process.memory_bytes - before < 200 << 20  # of the gigabyte that was asked for
         answers.cancel()
         assert_sound(storage)
+
+
+def test_a_full_disk_refuses_pushes_and_serves_lookups_until_there_is_room(
+    small_disk: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    process = Process(tmp_path_factory.mktemp("serve"))
+    process.data = small_disk / "store"
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(12 << 20))
+    process.start()
+    try:
+        with PyStorage(process.target) as storage:
+            rows = embedding(storage, 64, optimizer=sgd(1.0))
+            keys, pushed = np.arange(2_000), 0
+            while _pushes(rows, keys):
+                pushed += 1
+            assert pushed > 0
+            assert (rows.lookup(keys, train=False) == -pushed).all()
+            filler.unlink()
+            until(lambda: _pushes(rows, keys))
+            assert (rows.lookup(keys, train=False) == -pushed - 1).all()
+            assert process.end(signal.SIGTERM)[0] == 0
+        process.start()
+        with PyStorage(process.target) as storage:
+            again = embedding(storage, 64, optimizer=sgd(1.0))
+            assert (again.lookup(keys, train=False) == -pushed - 1).all()
+            assert_sound(storage)
+    finally:
+        process.kill()
+
+
+def _pushes(rows: PyEmbedding, keys: I64) -> bool:
+    try:
+        rows.apply_gradients(keys, ones(keys.size, 64))
+    except StorageFull:
+        return False
+    return True
 
 
 @pytest.mark.slow

@@ -375,7 +375,8 @@ class PyStorage:
 
 def _must_be_default(target: str, config: StoreConfig, clock: Callable[[], float]) -> None:
     default = StoreConfig()
-    changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)]
+    unlike = [f.name for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)]
+    changed = [name if name == "sweep_rows_s" else name.removesuffix("_s") for name in unlike]  # as they were given
     if clock is not time.time:
         changed.append("clock")
     if changed:

@@ -288,7 +288,8 @@ def _group_message(group: Group) -> Any:
 def _within(directory: Path | None, name: str, what: str) -> Path:
     """The path for a name sent by a client. Raises InvalidConfig."""
     if directory is None:
-        raise InvalidConfig(f"this server writes no {what}s: start it with a directory for them")
+        flag = "--checkpoints" if what == "checkpoint" else "--exports"
+        raise InvalidConfig(f"this server has no directory for a {what}: start it with {flag} DIRECTORY")
     if not _NAME.fullmatch(name):
         raise InvalidConfig(
             f"{what} name {name[:140]!r}: 1 to 128 letters, digits, '.', '_' or '-', not beginning with a dot; the "

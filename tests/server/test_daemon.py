@@ -341,7 +341,7 @@ def test_a_target_that_names_no_server_is_said(target: str) -> None:
 
 def test_settings_go_to_where_they_mean_something(server: Server, tmp_path: Path) -> None:
     target = server.start()
-    with pytest.raises(InvalidConfig, match="has its own settings: ttl_s, memory_budget, clock cannot be given"):
+    with pytest.raises(InvalidConfig, match="has its own settings: ttl, memory_budget, clock cannot be given"):
         PyStorage(target, ttl=3, memory_budget=1 << 20, clock=lambda: 0.0)
     with pytest.raises(InvalidConfig, match="is a directory: a connection is for"):
         PyStorage(tmp_path / "other", connection=Connection())

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from rockbed.errors import StorageClosed
+
 _Result = TypeVar("_Result")
 _LOOKUPS = 4  # under way at a time; others wait their turn
 
@@ -15,25 +17,28 @@ class Ahead:
 
     def __init__(self) -> None:
         self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._finished = False
         self._lock = threading.Lock()
 
     def push(self, call: Callable[..., _Result], *args: Any) -> "Future[_Result]":
-        """Have a push made after those asked for before."""
-        return self._pool("push", 1).submit(call, *args)
+        """Have a push made after those asked for before. Raises StorageClosed."""
+        return self._submit("push", 1, call, *args)
 
     def lookup(self, call: Callable[..., _Result], *args: Any) -> "Future[_Result]":
-        """Have rows looked up, or fetched."""
-        return self._pool("lookup", _LOOKUPS).submit(call, *args)
+        """Have rows looked up, or fetched. Raises StorageClosed."""
+        return self._submit("lookup", _LOOKUPS, call, *args)
 
     def finish(self) -> None:
         """Wait for the pushes asked for; lookups that have not begun are given up. May be called twice."""
         with self._lock:
-            pools, self._pools = self._pools, {}
+            pools, self._pools, self._finished = self._pools, {}, True
         for name, pool in pools.items():
             pool.shutdown(wait=True, cancel_futures=name == "lookup")
 
-    def _pool(self, name: str, threads: int) -> ThreadPoolExecutor:
+    def _submit(self, name: str, threads: int, call: Callable[..., _Result], *args: Any) -> "Future[_Result]":
         with self._lock:
+            if self._finished:
+                raise StorageClosed("the storage is closed: open another PyStorage")
             if name not in self._pools:
                 self._pools[name] = ThreadPoolExecutor(threads, thread_name_prefix=f"rockbed-{name}")
-            return self._pools[name]
+            return self._pools[name].submit(call, *args)

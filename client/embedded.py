@@ -46,6 +46,8 @@ class Embedded:
         self.engine.lookup(group, keys, out, train=train)
 
     def lookup_many(self, lookups: Sequence[tuple[int, I64, F32]], *, train: bool) -> None:
+        for group, _, _ in lookups:  # before rows are made for any of them
+            self.engine.group(group)
         for group, keys, out in lookups:
             self.engine.lookup(group, keys, out, train=train)
 

@@ -31,17 +31,18 @@ class Deferred:
         if self._made is None:
             with _lock:
                 if self._made is None:
-                    self._made = self._make(_numba(), self._function)
-                    self._take_places()
+                    made = self._make(_numba(), self._function)
+                    self._take_places(made)
+                    self._made = made  # last: another thread that sees it calls it, which compiles it
         return self._made
 
-    def _take_places(self) -> None:
+    def _take_places(self, made: Any) -> None:
         # numba knows nothing of this class: where a kernel names another one, or calls itself, it must find its own
         place = self._function.__globals__
         for name in {*self._function.__code__.co_names, self._function.__name__}:
             value = place.get(name)
             if isinstance(value, Deferred):
-                place[name] = value.made()
+                place[name] = made if value is self else value.made()
 
     def __call__(self, *args: Any) -> Any:
         return (self._made or self.made())(*args)

@@ -62,8 +62,10 @@ def test_closing_waits_for_the_pushes(open_storage: OpenStorage) -> None:
     storage.close()
     assert all(future.result() for future in futures)
     assert (embedding(open_storage(), optimizer=sgd(1.0)).lookup(np.arange(500)) == -20).all()
-    with pytest.raises(StorageClosed):
-        rows.apply_gradients_async(keys_of(1), ones(1)).result()
+    for call in (lambda: rows.apply_gradients_async(keys_of(1), ones(1)), lambda: rows.lookup_async(keys_of(1))):
+        with pytest.raises(StorageClosed):
+            call()
+    assert not any(thread.name.startswith("rockbed-lookup") for thread in threading.enumerate())
 
 
 def test_they_can_be_awaited(storage: PyStorage) -> None:

@@ -20,11 +20,10 @@ def drop_group(engine: "Engine", number: int) -> int:
     Whoever has the group open gets UnknownGroup from then on; the number may be used for a new group at once.
     Raises UnknownGroup, ReadOnlyStorage, StorageFull and the disk's other errors; then the group is as it was.
     """
-    engine.check_open()
     engine.must_be_writable("drop a group")
     # All of it under both locks: a replay that finds the entry erases what rows/ has of this number, so nothing of a
     # new group may get there before the catalog is beyond the entry.
-    with engine.write_back.mutex, engine.groups_lock:
+    with engine.quiet(), engine.groups_lock:
         group = engine.group(number)
         rows = group.counters.rows
         with group.lock:

@@ -224,9 +224,8 @@ class Engine:
 
     def flush(self) -> int:
         """Write every dirty row to rows/ and trim the journal. Returns the LSN up to which rows/ holds everything."""
-        self.check_open()
         self.must_be_writable("flush")
-        with self.write_back.mutex:
+        with self.quiet():
             began, target = time.monotonic(), self.journal.last_lsn
             self.journal.rotate()
             for group in list(self.groups.values()):
@@ -269,9 +268,10 @@ class Engine:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Keep write-back, sweeper and eviction by write-back away: for work on rows/ as a whole."""
-        self.check_open()
+        """Keep write-back, sweeper, eviction by write-back and the end of `close` away: for work on the directory as a
+        whole. Raises StorageClosed."""
         with self.write_back.mutex:
+            self.check_open()  # here: it may have been closed while this waited
             yield
 
     @contextmanager
@@ -338,10 +338,16 @@ class Engine:
                 if not self.config.read_only and not self._failed and self.has_changed():
                     self.flush()
             finally:
-                self._closed = True
+                self._closed = True  # nobody begins any more
                 with ExitStack() as last:  # whatever fails, the directory is let go of
                     last.callback(atexit.unregister, self._at_exit)
                     last.callback(self.lock.release)
                     last.callback(self.groups.clear)
                     last.callback(self.files.close)
                     last.callback(self.journal.close)
+                    last.callback(self._wait_for_quiet)
+
+    def _wait_for_quiet(self) -> None:
+        """Wait for whoever has begun to work on the directory: once it is let go of, it can be another store's."""
+        with self.write_back.mutex:
+            pass

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rockbed.bags import Bags
 from rockbed.config import GroupConfig
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
 from rockbed.requests import ExportOptions, Gradients, ImportOptions, PutRows, Request
@@ -28,6 +29,34 @@ class Backend(Protocol):
 
     def apply_gradients(self, items: Sequence[Gradients], request: Request | None) -> bool:
         """Apply all of it or nothing, durably. Returns False for a request that had been applied before."""
+
+    def fused_lookup(
+        self, batch: Sequence[Bags], pooled: F32, sequences: Sequence[F32], *, train: bool, keep: bool
+    ) -> bytes | None:
+        """Look up all features of a batch that `check_bags` has checked, in one call.
+
+        pooled: float32[B, D], C-contiguous, filled with the results of the features that have a combiner side by side,
+        D = the sum of their groups' dims. sequences: for each other feature float32[nnz, dim], filled with its rows.
+        keep: returns a handle by which `fused_apply_gradients` may be told of the batch for a short time; None where
+        it cannot be kept, or is not to be.
+        """
+
+    def fused_apply_gradients(
+        self,
+        batch: Sequence[Bags],
+        handle: bytes | None,
+        pooled: F32,
+        sequences: Sequence[F32],
+        steps: Mapping[int, int],
+        request: Request | None,
+    ) -> bool:
+        """Apply the gradients of what `fused_lookup` filled, all or nothing, durably.
+
+        handle: stands for the batch, which then is what the handle was given for. pooled, sequences: as of
+        `fused_lookup`, float32, C-contiguous. steps: by group, the global step of those that have step="global".
+        Returns False for a request that had been applied before. Raises UnknownHandle where the handle stands for
+        nothing any more, or for another's batch; then nothing was applied.
+        """
 
     def put_rows(self, group: int, rows: PutRows, *, mode: str) -> int:
         """See PyStorage.put_rows."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rockbed.bags import Bags
 from rockbed.config import GroupConfig
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
 from rockbed.requests import ExportOptions, Gradients, ImportOptions, PutRows, Request
@@ -13,6 +14,7 @@ from rockbed.server import (
     dropping,
     dumping,
     exporting,
+    fused,
     importing,
     inspecting,
     putting,
@@ -20,8 +22,11 @@ from rockbed.server import (
     statistics,
 )
 from rockbed.server.engine import Engine
+from rockbed.server.kept_batches import apply_kept
 from rockbed.server.serving import Serving
 from rockbed.types import F32, I64
+
+_OWNER = ""  # of batches that are kept: in one process there is nobody else
 
 
 class Embedded:
@@ -53,6 +58,31 @@ class Embedded:
 
     def apply_gradients(self, items: Sequence[Gradients], request: Request | None) -> bool:
         return self.engine.apply_gradients(items, request)
+
+    def fused_lookup(
+        self, batch: Sequence[Bags], pooled: F32, sequences: Sequence[F32], *, train: bool, keep: bool
+    ) -> bytes | None:
+        engine = self.engine
+        if keep:  # what is kept must not change with the caller's arrays
+            batch = [each.copied() for each in batch]
+        plan = fused.lookup(engine, batch, pooled, sequences, train=train)
+        return engine.kept.keep(plan, _OWNER) if keep else None
+
+    def fused_apply_gradients(
+        self,
+        batch: Sequence[Bags],
+        handle: bytes | None,
+        pooled: F32,
+        sequences: Sequence[F32],
+        steps: Mapping[int, int],
+        request: Request | None,
+    ) -> bool:
+        engine = self.engine
+
+        def push(of: Sequence[Bags] | fused.Plan) -> bool:
+            return fused.apply_gradients(engine, of, pooled, sequences, steps, request)
+
+        return push(batch) if handle is None else apply_kept(engine, handle, _OWNER, request, push)
 
     def put_rows(self, group: int, rows: PutRows, *, mode: str) -> int:
         return putting.put(self.engine, group, rows, mode=mode)

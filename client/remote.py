@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rockbed.bags import Bags
 from rockbed.client.arrays import checked_group
 from rockbed.client.connection import Connection
 from rockbed.client.pushes import messages
@@ -19,6 +20,7 @@ from rockbed.client.row_messages import row_report
 from rockbed.client.transport import Transport
 from rockbed.config import GroupConfig
 from rockbed.errors import BatchTooLarge, InvalidConfig, ServerError
+from rockbed.fused_messages import fused_lookup_request, fused_push_request
 from rockbed.messages import lookup_many_request, lookup_request, push_request
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
 from rockbed.requests import CONNECTION, ExportOptions, Gradients, ImportOptions, PutRows, Request, check_shrink
@@ -63,6 +65,7 @@ class Remote:
         except BaseException:
             self._transport.close()
             raise
+        self._message_bytes_max = info.message_bytes_max
         self._bytes_max = info.message_bytes_max - _ENVELOPE_BYTES
         self._keys_max = info.keys_max
         self._push_bytes_max = info.push_bytes_max
@@ -137,9 +140,7 @@ class Remote:
                 f"the push has {size} bytes, the server takes {self._push_bytes_max} at once (push_bytes_max): send "
                 "smaller batches, or raise it there"
             )
-        if request is None:
-            with self._lock:
-                request = Request(self._pushes_as, next(self._numbers))
+        request = request or self._next_request()
         parts = list(messages(items, width, self._bytes_max, self._keys_max))
         if len(parts) == 1:
             answer = self._ask("ApplyGradients", self._push_message(items, request))
@@ -152,9 +153,62 @@ class Remote:
         applied: bool = answer.applied
         return applied
 
+    def _next_request(self) -> Request:
+        with self._lock:
+            return Request(self._pushes_as, next(self._numbers))
+
     def _push_message(self, items: Sequence[Gradients], request: Request, *, more: bool = False) -> bytes:
         arrays = [(keys_to_wire(item.keys), floats_to_wire(item.grads, self._precision)) for item in items]
         return push_request(items, arrays, self._precision, request, more=more)
+
+    def fused_lookup(
+        self, batch: Sequence[Bags], pooled: F32, sequences: Sequence[F32], *, train: bool, keep: bool
+    ) -> bytes | None:
+        outs = (pooled, *sequences)
+        result_bytes = float_bytes(self._precision) * sum(out.size for out in outs)
+        self._must_take(batch, result_bytes, "the results")
+        message = fused_lookup_request(batch, train, self._precision, keep)
+        self._must_take(batch, len(message), "keys, lengths and weights")
+        answer = self._ask("FusedLookup", message)
+        if len(answer.sequences) != len(sequences):
+            raise ServerError(
+                f"{self._transport.target} answered {len(answer.sequences)} of {len(sequences)} sequences"
+            )
+        for out, data in zip(outs, (answer.pooled, *answer.sequences), strict=True):
+            floats_into(out, data, self._precision, "the weights from the server")
+        return bytes(answer.handle) or None
+
+    def fused_apply_gradients(
+        self,
+        batch: Sequence[Bags],
+        handle: bytes | None,
+        pooled: F32,
+        sequences: Sequence[F32],
+        steps: Mapping[int, int],
+        request: Request | None,
+    ) -> bool:
+        of = batch if handle is None else handle
+        sent = [floats_to_wire(grads, self._precision) for grads in (pooled, *sequences)]
+        request = request or self._next_request()
+        message = fused_push_request(of, sent[0], sent[1:], self._precision, steps, request)
+        self._must_take(batch, len(message), "the gradients" if handle is not None else "keys and gradients")
+        applied: bool = self._ask("FusedApplyGradients", message).applied
+        return applied
+
+    def _must_take(self, batch: Sequence[Bags], size: int, what: str) -> None:
+        """Raise BatchTooLarge: in parts, a fused batch would be several calls, and its push several changes."""
+        keys = sum(each.keys.size for each in batch)
+        if keys > self._keys_max:
+            raise BatchTooLarge(
+                f"the fused batch has {keys} keys, the server takes {self._keys_max} at once (keys_max): send smaller "
+                "batches, or raise it there"
+            )
+        if size > self._message_bytes_max:
+            raise BatchTooLarge(
+                f"{what} are {size} bytes of a fused batch of {keys} keys, the server takes {self._message_bytes_max} "
+                "at once (message_bytes_max): send smaller batches, raise it there, or have floats travel as halves "
+                "(Connection(precision='bfloat16'))"
+            )
 
     def put_rows(self, group: int, rows: PutRows, *, mode: str) -> int:
         message = admin_pb2.PutRowsRequest(

@@ -23,6 +23,7 @@ from rockbed.errors import (
     StorageClosed,
     all_errors,
 )
+from rockbed.fused_messages import read_fused_lookup_response
 from rockbed.messages import read_lookup_many_response, read_lookup_response
 from rockbed.v1 import admin_pb2_grpc, embedding_pb2, embedding_pb2_grpc
 from rockbed.wire import CLIENT_KEY, CODE_KEY, TOKEN_KEY, TOKEN_SCHEME
@@ -45,16 +46,17 @@ class Transport:
         self._channel = open_channel(target, connection)
         keep_large_blocks()
         push = embedding_pb2.ApplyGradientsResponse.FromString
-        self._arrays = {
-            "Lookup": self._channel.unary_unary("/rockbed.v1.Embedding/Lookup", None, read_lookup_response),
-            "LookupMany": self._channel.unary_unary(
-                "/rockbed.v1.Embedding/LookupMany", None, read_lookup_many_response
-            ),
-            "ApplyGradients": self._channel.unary_unary("/rockbed.v1.Embedding/ApplyGradients", None, push),
-            "ApplyGradientsStream": self._channel.stream_stream(
-                "/rockbed.v1.Embedding/ApplyGradientsStream", None, push
-            ),
+        service = "/rockbed.v1.Embedding/"
+        answers = {
+            "Lookup": read_lookup_response,
+            "LookupMany": read_lookup_many_response,
+            "FusedLookup": read_fused_lookup_response,
+            "ApplyGradients": push,
+            "FusedApplyGradients": push,
         }
+        self._arrays = {name: self._channel.unary_unary(service + name, None, read) for name, read in answers.items()}
+        streamed = self._channel.stream_stream(service + "ApplyGradientsStream", None, push)
+        self._arrays["ApplyGradientsStream"] = streamed
         self._stubs = (embedding_pb2_grpc.EmbeddingStub(self._channel), admin_pb2_grpc.AdminStub(self._channel))
         named = () if connection.client_id is None else ((CLIENT_KEY, connection.client_id),)
         token = () if connection.token is None else ((TOKEN_KEY, TOKEN_SCHEME + connection.token),)

@@ -78,6 +78,12 @@ class UnknownGroup(RockbedError, LookupError):
     code = "unknown_group"
 
 
+class UnknownHandle(RockbedError, LookupError):
+    """A kept batch that is not kept any more, or was never this caller's."""
+
+    code = "unknown_handle"
+
+
 class GroupConflict(RockbedError, ValueError):
     """The group exists with another dim, optimizer kind, initializer or seed."""
 

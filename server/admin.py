@@ -32,10 +32,10 @@ from rockbed.server.access import Principal, Role
 from rockbed.server.fitting import must_fit as must_fit_stored
 from rockbed.server.group import Group
 from rockbed.server.limits import Limits
-from rockbed.server.service import must_fit
 from rockbed.server.service_access import Access
 from rockbed.server.service_errors import answered
 from rockbed.server.service_progress import Progress, told
+from rockbed.server.service_requests import must_fit
 from rockbed.server.service_rows import must_fit_answer, rows_message, sent_rows
 from rockbed.server.serving import Serving
 from rockbed.v1 import admin_pb2 as pb

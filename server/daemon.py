@@ -13,6 +13,7 @@ from rockbed.server.daemon_config import ServerConfig
 from rockbed.server.daemon_metrics import MetricsEndpoint
 from rockbed.server.daemon_tls import credentials
 from rockbed.server.engine import Engine
+from rockbed.server.kept_batches import KeptBatches
 from rockbed.server.service import EmbeddingService
 from rockbed.server.service_access import Access
 from rockbed.server.service_health import HealthService
@@ -46,6 +47,7 @@ class Daemon:
         """
         keep_large_blocks()
         self.config = config
+        engine.kept = KeptBatches(config.limits)
         self._serving = Serving(engine)
         self._tokens = None if config.tokens is None else Tokens(config.tokens)
         self._metrics = None if config.metrics_listen is None else MetricsEndpoint(self._serving, config.metrics_listen)

@@ -29,6 +29,7 @@ from rockbed.requests import Gradients, Request
 from rockbed.server import admission_files, grouping, opening, push, space
 from rockbed.server.clients import Clients
 from rockbed.server.group import Group
+from rockbed.server.kept_batches import KeptBatches
 from rockbed.server.removals import Removals
 from rockbed.server.stall import Stall
 from rockbed.storage.catalog import Catalog
@@ -66,6 +67,7 @@ class Engine:
         self.groups_lock = threading.Lock()  # of creating, changing and dropping; taken after WriteBack.mutex
         self.dropped: set[int] = set()  # groups whose end the catalog does not have yet
         self.removals = Removals()
+        self.kept = KeptBatches()  # a server has limits of its own for them
         self._closed = False
         self._failed = ""  # why memory is not what the journal says, if it is not
         self.on_failure: Callable[[], None] = lambda: None  # called when that happens, with locks held: must not wait
@@ -323,6 +325,7 @@ class Engine:
         """What is in the directory now, opened as this engine was, which is closed."""
         engine = Engine(self.directory, self.config, clock=self._clock)
         engine.on_failure = self.on_failure
+        engine.kept = self.kept.renewed()
         return engine
 
     def close(self) -> None:
@@ -343,6 +346,7 @@ class Engine:
                     last.callback(atexit.unregister, self._at_exit)
                     last.callback(self.lock.release)
                     last.callback(self.groups.clear)
+                    last.callback(self.kept.clear)
                     last.callback(self.files.close)
                     last.callback(self.journal.close)
                     last.callback(self._wait_for_quiet)

@@ -14,18 +14,18 @@ from rockbed.messages import (
     read_lookup_request,
     read_push_request,
 )
-from rockbed.requests import Gradients, Request
+from rockbed.requests import Gradients
 from rockbed.server.access import Principal, Role
 from rockbed.server.limits import Limits
 from rockbed.server.service_access import Access
 from rockbed.server.service_errors import answered
+from rockbed.server.service_fused import FusedService
 from rockbed.server.service_pushes import Gathering, PushParts
+from rockbed.server.service_requests import must_fit, request_of
 from rockbed.server.serving import Serving
 from rockbed.types import I64
 from rockbed.v1 import embedding_pb2 as pb
 from rockbed.wire import floats_from_bytes, floats_to_wire, keys_from_bytes, must_be_known
-
-CLIENT_BYTES_MAX = 255
 
 
 class EmbeddingService:
@@ -39,6 +39,7 @@ class EmbeddingService:
         self._limits = limits
         self._access = access
         self._gathering = Gathering(limits)
+        self._fused = FusedService(serving, limits, access)
 
     def add_to(self, server: grpc.Server) -> None:
         """Have a server answer the service's calls."""
@@ -54,6 +55,7 @@ class EmbeddingService:
             "Prefetch": grpc.unary_unary_rpc_method_handler(
                 self.Prefetch, pb.PrefetchRequest.FromString, pb.PrefetchResponse.SerializeToString
             ),
+            **self._fused.methods(),
         }
         name = pb.DESCRIPTOR.services_by_name["Embedding"].full_name
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
@@ -134,7 +136,7 @@ class EmbeddingService:
     def _apply(self, request: Any, caller: Principal) -> Any:
         caller.must_reach(share.group for share in request.groups)
         items = [self._share(share) for share in request.groups]
-        applied = self._serving.engine.apply_gradients(items, _request_of(request, caller))
+        applied = self._serving.engine.apply_gradients(items, request_of(request, caller))
         return pb.ApplyGradientsResponse(applied=applied)
 
     def _share(self, share: Any) -> Gradients:
@@ -152,21 +154,3 @@ class EmbeddingService:
 
 def _keys_in(push: Any) -> int:
     return sum(len(share.keys) // 8 for share in push.groups)
-
-
-def must_fit(keys: int, limits: Limits) -> None:
-    """Raise LimitExceeded where a request has more keys than the server takes."""
-    if keys > limits.keys_max:
-        raise LimitExceeded(f"{keys} keys in a request, the server's keys_max is {limits.keys_max}: split the batch")
-
-
-def _request_of(message: Any, caller: Principal) -> Request | None:
-    client, number = message.client_id, message.request_number
-    if not client and not number:
-        return None
-    if not client or len(client.encode()) > CLIENT_BYTES_MAX or not 1 <= number < 2**63:
-        raise InvalidConfig(
-            f"client_id {client[:40]!r} with request_number {number}: give an id of 1 to {CLIENT_BYTES_MAX} bytes and "
-            "a number from 1 to 2^63 - 1, or neither"
-        )
-    return Request(caller.own(client), number)

@@ -22,6 +22,7 @@ _READ = (
     "Lookup",
     "LookupMany",
     "LookupStream",
+    "FusedLookup",
     "Prefetch",
     "ServerInfo",
     "CreateGroup",
@@ -29,7 +30,7 @@ _READ = (
     "Stats",
     "GetRows",
 )
-_TRAIN = ("ApplyGradients", "ApplyGradientsStream", "LastRequest")
+_TRAIN = ("ApplyGradients", "ApplyGradientsStream", "FusedApplyGradients", "LastRequest")
 _ADMIN = (
     *("AlterGroup", "DropGroup", "PutRows", "Shrink"),
     *("Check", "Flush", "Compact", "Checkpoint", "Restore", "Dump", "Export", "Import"),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import grpc
 
+from rockbed.fused_messages import FusedApplyGradientsRequest, FusedLookupRequest
 from rockbed.messages import ApplyGradientsRequest, LookupRequest
 from rockbed.v1 import embedding_pb2 as pb
 from rockbed.wire import CODE_KEY
@@ -59,6 +60,8 @@ def groups_and_keys(message: Any) -> tuple[list[int], int]:
     """Which groups a request is about, and how many keys it has."""
     if isinstance(message, ApplyGradientsRequest):
         return [share.group for share in message.groups], sum(len(share.keys) // 8 for share in message.groups)
+    if isinstance(message, FusedLookupRequest | FusedApplyGradientsRequest):  # of a handle nothing is known here
+        return [each.group for each in message.features], sum(len(each.keys) // 8 for each in message.features)
     if isinstance(message, list):  # of LookupMany
         return [each.group for each in message], sum(len(each.keys) // 8 for each in message)
     if isinstance(message, LookupRequest | pb.PrefetchRequest):

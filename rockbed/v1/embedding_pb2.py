@@ -24,15 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arockbed/v1/embedding.proto\x12\nrockbed.v1\"e\n\rLookupRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\r\n\x05train\x18\x03 \x01(\x08\x12(\n\tprecision\x18\x04 \x01(\x0e\x32\x15.rockbed.v1.Precision\"!\n\x0eLookupResponse\x12\x0f\n\x07weights\x18\x01 \x01(\x0c\"?\n\x11LookupManyRequest\x12*\n\x07lookups\x18\x01 \x03(\x0b\x32\x19.rockbed.v1.LookupRequest\"A\n\x12LookupManyResponse\x12+\n\x07lookups\x18\x01 \x03(\x0b\x32\x1a.rockbed.v1.LookupResponse\"\x7f\n\x0eGroupGradients\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x11\n\tgradients\x18\x03 \x01(\x0c\x12(\n\tprecision\x18\x04 \x01(\x0e\x32\x15.rockbed.v1.Precision\x12\x13\n\x0bglobal_step\x18\x05 \x01(\x03\"|\n\x15\x41pplyGradientsRequest\x12*\n\x06groups\x18\x01 \x03(\x0b\x32\x1a.rockbed.v1.GroupGradients\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x16\n\x0erequest_number\x18\x03 \x01(\x04\x12\x0c\n\x04more\x18\x04 \x01(\x08\")\n\x16\x41pplyGradientsResponse\x12\x0f\n\x07\x61pplied\x18\x01 \x01(\x08\".\n\x0fPrefetchRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"5\n\x10PrefetchResponse\x12\x11\n\tin_memory\x18\x01 \x01(\x04\x12\x0e\n\x06\x61\x62sent\x18\x02 \x01(\x04*3\n\tPrecision\x12\x0b\n\x07\x46LOAT32\x10\x00\x12\x0b\n\x07\x46LOAT16\x10\x01\x12\x0c\n\x08\x42\x46LOAT16\x10\x02\x32\xe7\x03\n\tEmbedding\x12?\n\x06Lookup\x12\x19.rockbed.v1.LookupRequest\x1a\x1a.rockbed.v1.LookupResponse\x12K\n\nLookupMany\x12\x1d.rockbed.v1.LookupManyRequest\x1a\x1e.rockbed.v1.LookupManyResponse\x12W\n\x0e\x41pplyGradients\x12!.rockbed.v1.ApplyGradientsRequest\x1a\".rockbed.v1.ApplyGradientsResponse\x12\x45\n\x08Prefetch\x12\x1b.rockbed.v1.PrefetchRequest\x1a\x1c.rockbed.v1.PrefetchResponse\x12I\n\x0cLookupStream\x12\x19.rockbed.v1.LookupRequest\x1a\x1a.rockbed.v1.LookupResponse(\x01\x30\x01\x12\x61\n\x14\x41pplyGradientsStream\x12!.rockbed.v1.ApplyGradientsRequest\x1a\".rockbed.v1.ApplyGradientsResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arockbed/v1/embedding.proto\x12\nrockbed.v1\"e\n\rLookupRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\r\n\x05train\x18\x03 \x01(\x08\x12(\n\tprecision\x18\x04 \x01(\x0e\x32\x15.rockbed.v1.Precision\"!\n\x0eLookupResponse\x12\x0f\n\x07weights\x18\x01 \x01(\x0c\"?\n\x11LookupManyRequest\x12*\n\x07lookups\x18\x01 \x03(\x0b\x32\x19.rockbed.v1.LookupRequest\"A\n\x12LookupManyResponse\x12+\n\x07lookups\x18\x01 \x03(\x0b\x32\x1a.rockbed.v1.LookupResponse\"\x7f\n\x0eGroupGradients\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x11\n\tgradients\x18\x03 \x01(\x0c\x12(\n\tprecision\x18\x04 \x01(\x0e\x32\x15.rockbed.v1.Precision\x12\x13\n\x0bglobal_step\x18\x05 \x01(\x03\"|\n\x15\x41pplyGradientsRequest\x12*\n\x06groups\x18\x01 \x03(\x0b\x32\x1a.rockbed.v1.GroupGradients\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x16\n\x0erequest_number\x18\x03 \x01(\x04\x12\x0c\n\x04more\x18\x04 \x01(\x08\")\n\x16\x41pplyGradientsResponse\x12\x0f\n\x07\x61pplied\x18\x01 \x01(\x08\".\n\x0fPrefetchRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"5\n\x10PrefetchResponse\x12\x11\n\tin_memory\x18\x01 \x01(\x04\x12\x0e\n\x06\x61\x62sent\x18\x02 \x01(\x04\"\xdb\x01\n\x04\x42\x61gs\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\r\x12\x0c\n\x04keys\x18\x03 \x01(\x0c\x12\x0f\n\x07lengths\x18\x04 \x01(\x0c\x12\x0f\n\x07weights\x18\x05 \x01(\x0c\x12&\n\x08\x63ombiner\x18\x06 \x01(\x0e\x32\x14.rockbed.v1.Combiner\x12\x15\n\x08max_norm\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0b\x64\x65\x66\x61ult_key\x18\x08 \x01(\x03H\x01\x88\x01\x01\x12\x10\n\x08negative\x18\t \x01(\x08\x42\x0b\n\t_max_normB\x0e\n\x0c_default_key\"\x7f\n\x12\x46usedLookupRequest\x12\"\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x10.rockbed.v1.Bags\x12\r\n\x05train\x18\x02 \x01(\x08\x12(\n\tprecision\x18\x03 \x01(\x0e\x32\x15.rockbed.v1.Precision\x12\x0c\n\x04keep\x18\x04 \x01(\x08\"H\n\x13\x46usedLookupResponse\x12\x0e\n\x06pooled\x18\x01 \x01(\x0c\x12\x11\n\tsequences\x18\x02 \x03(\x0c\x12\x0e\n\x06handle\x18\x03 \x01(\x0c\"\xdb\x02\n\x1a\x46usedApplyGradientsRequest\x12\"\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x10.rockbed.v1.Bags\x12\x13\n\x06handle\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x0e\n\x06pooled\x18\x03 \x01(\x0c\x12\x11\n\tsequences\x18\x04 \x03(\x0c\x12(\n\tprecision\x18\x05 \x01(\x0e\x32\x15.rockbed.v1.Precision\x12M\n\x0cglobal_steps\x18\x06 \x03(\x0b\x32\x37.rockbed.v1.FusedApplyGradientsRequest.GlobalStepsEntry\x12\x11\n\tclient_id\x18\x07 \x01(\t\x12\x16\n\x0erequest_number\x18\x08 \x01(\x04\x1a\x32\n\x10GlobalStepsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\t\n\x07_handle*3\n\tPrecision\x12\x0b\n\x07\x46LOAT32\x10\x00\x12\x0b\n\x07\x46LOAT16\x10\x01\x12\x0c\n\x08\x42\x46LOAT16\x10\x02*2\n\x08\x43ombiner\x12\x08\n\x04NONE\x10\x00\x12\x07\n\x03SUM\x10\x01\x12\x08\n\x04MEAN\x10\x02\x12\t\n\x05SQRTN\x10\x03\x32\x9a\x05\n\tEmbedding\x12?\n\x06Lookup\x12\x19.rockbed.v1.LookupRequest\x1a\x1a.rockbed.v1.LookupResponse\x12K\n\nLookupMany\x12\x1d.rockbed.v1.LookupManyRequest\x1a\x1e.rockbed.v1.LookupManyResponse\x12W\n\x0e\x41pplyGradients\x12!.rockbed.v1.ApplyGradientsRequest\x1a\".rockbed.v1.ApplyGradientsResponse\x12\x45\n\x08Prefetch\x12\x1b.rockbed.v1.PrefetchRequest\x1a\x1c.rockbed.v1.PrefetchResponse\x12N\n\x0b\x46usedLookup\x12\x1e.rockbed.v1.FusedLookupRequest\x1a\x1f.rockbed.v1.FusedLookupResponse\x12\x61\n\x13\x46usedApplyGradients\x12&.rockbed.v1.FusedApplyGradientsRequest\x1a\".rockbed.v1.ApplyGradientsResponse\x12I\n\x0cLookupStream\x12\x19.rockbed.v1.LookupRequest\x1a\x1a.rockbed.v1.LookupResponse(\x01\x30\x01\x12\x61\n\x14\x41pplyGradientsStream\x12!.rockbed.v1.ApplyGradientsRequest\x1a\".rockbed.v1.ApplyGradientsResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rockbed.v1.embedding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRECISION']._serialized_start=713
-  _globals['_PRECISION']._serialized_end=764
+  _globals['_FUSEDAPPLYGRADIENTSREQUEST_GLOBALSTEPSENTRY']._loaded_options = None
+  _globals['_FUSEDAPPLYGRADIENTSREQUEST_GLOBALSTEPSENTRY']._serialized_options = b'8\001'
+  _globals['_PRECISION']._serialized_start=1488
+  _globals['_PRECISION']._serialized_end=1539
+  _globals['_COMBINER']._serialized_start=1541
+  _globals['_COMBINER']._serialized_end=1591
   _globals['_LOOKUPREQUEST']._serialized_start=42
   _globals['_LOOKUPREQUEST']._serialized_end=143
   _globals['_LOOKUPRESPONSE']._serialized_start=145
@@ -51,6 +55,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREFETCHREQUEST']._serialized_end=656
   _globals['_PREFETCHRESPONSE']._serialized_start=658
   _globals['_PREFETCHRESPONSE']._serialized_end=711
-  _globals['_EMBEDDING']._serialized_start=767
-  _globals['_EMBEDDING']._serialized_end=1254
+  _globals['_BAGS']._serialized_start=714
+  _globals['_BAGS']._serialized_end=933
+  _globals['_FUSEDLOOKUPREQUEST']._serialized_start=935
+  _globals['_FUSEDLOOKUPREQUEST']._serialized_end=1062
+  _globals['_FUSEDLOOKUPRESPONSE']._serialized_start=1064
+  _globals['_FUSEDLOOKUPRESPONSE']._serialized_end=1136
+  _globals['_FUSEDAPPLYGRADIENTSREQUEST']._serialized_start=1139
+  _globals['_FUSEDAPPLYGRADIENTSREQUEST']._serialized_end=1486
+  _globals['_FUSEDAPPLYGRADIENTSREQUEST_GLOBALSTEPSENTRY']._serialized_start=1425
+  _globals['_FUSEDAPPLYGRADIENTSREQUEST_GLOBALSTEPSENTRY']._serialized_end=1475
+  _globals['_EMBEDDING']._serialized_start=1594
+  _globals['_EMBEDDING']._serialized_end=2260
 # @@protoc_insertion_point(module_scope)

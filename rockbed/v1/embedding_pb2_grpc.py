@@ -54,6 +54,16 @@ class EmbeddingStub(object):
                 request_serializer=rockbed_dot_v1_dot_embedding__pb2.PrefetchRequest.SerializeToString,
                 response_deserializer=rockbed_dot_v1_dot_embedding__pb2.PrefetchResponse.FromString,
                 _registered_method=True)
+        self.FusedLookup = channel.unary_unary(
+                '/rockbed.v1.Embedding/FusedLookup',
+                request_serializer=rockbed_dot_v1_dot_embedding__pb2.FusedLookupRequest.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_embedding__pb2.FusedLookupResponse.FromString,
+                _registered_method=True)
+        self.FusedApplyGradients = channel.unary_unary(
+                '/rockbed.v1.Embedding/FusedApplyGradients',
+                request_serializer=rockbed_dot_v1_dot_embedding__pb2.FusedApplyGradientsRequest.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_embedding__pb2.ApplyGradientsResponse.FromString,
+                _registered_method=True)
         self.LookupStream = channel.stream_stream(
                 '/rockbed.v1.Embedding/LookupStream',
                 request_serializer=rockbed_dot_v1_dot_embedding__pb2.LookupRequest.SerializeToString,
@@ -97,6 +107,20 @@ class EmbeddingServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FusedLookup(self, request, context):
+        """A batch of several features at once, their rows pooled here: one call, and the result is what travels.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FusedApplyGradients(self, request, context):
+        """Updates rows by the gradients of what FusedLookup answered. All or nothing, and durable when the answer is sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LookupStream(self, request_iterator, context):
         """The same one after another on a stream, answered in order. An error ends the stream; requests behind the one that
         failed are not carried out.
@@ -133,6 +157,16 @@ def add_EmbeddingServicer_to_server(servicer, server):
                     servicer.Prefetch,
                     request_deserializer=rockbed_dot_v1_dot_embedding__pb2.PrefetchRequest.FromString,
                     response_serializer=rockbed_dot_v1_dot_embedding__pb2.PrefetchResponse.SerializeToString,
+            ),
+            'FusedLookup': grpc.unary_unary_rpc_method_handler(
+                    servicer.FusedLookup,
+                    request_deserializer=rockbed_dot_v1_dot_embedding__pb2.FusedLookupRequest.FromString,
+                    response_serializer=rockbed_dot_v1_dot_embedding__pb2.FusedLookupResponse.SerializeToString,
+            ),
+            'FusedApplyGradients': grpc.unary_unary_rpc_method_handler(
+                    servicer.FusedApplyGradients,
+                    request_deserializer=rockbed_dot_v1_dot_embedding__pb2.FusedApplyGradientsRequest.FromString,
+                    response_serializer=rockbed_dot_v1_dot_embedding__pb2.ApplyGradientsResponse.SerializeToString,
             ),
             'LookupStream': grpc.stream_stream_rpc_method_handler(
                     servicer.LookupStream,
@@ -253,6 +287,60 @@ class Embedding(object):
             '/rockbed.v1.Embedding/Prefetch',
             rockbed_dot_v1_dot_embedding__pb2.PrefetchRequest.SerializeToString,
             rockbed_dot_v1_dot_embedding__pb2.PrefetchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FusedLookup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.Embedding/FusedLookup',
+            rockbed_dot_v1_dot_embedding__pb2.FusedLookupRequest.SerializeToString,
+            rockbed_dot_v1_dot_embedding__pb2.FusedLookupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FusedApplyGradients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.Embedding/FusedApplyGradients',
+            rockbed_dot_v1_dot_embedding__pb2.FusedApplyGradientsRequest.SerializeToString,
+            rockbed_dot_v1_dot_embedding__pb2.ApplyGradientsResponse.FromString,
             options,
             channel_credentials,
             insecure,

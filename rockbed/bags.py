@@ -1,0 +1,121 @@
+"""A fused batch as the engine and the wire take it: for each feature, bags of keys of one group. Without numba."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rockbed.config import FLOAT32_MAX, number_problems
+from rockbed.errors import BatchTooLarge, InvalidConfig, WrongShape
+from rockbed.types import F32, I64
+
+COMBINERS = ("sum", "mean", "sqrtn")
+"""How the rows of a bag become one: sum(w e), sum(w e) / sum(w), sum(w e) / sqrt(sum(w^2)), in the names of
+TensorFlow's embedding_lookup_sparse."""
+
+KEYS_MAX = 2**31 - 1  # of one batch: positions are int32 where they are stored
+BAGS_MAX = 2**31 - 2
+
+
+@dataclass(frozen=True, slots=True)
+class Bags:
+    """One feature's share of a batch of B samples.
+
+    name: for messages. keys: int64[nnz], the bits of uint64 ones. offsets: int64[B + 1]: bag b has the keys
+    offsets[b]..offsets[b + 1] - 1. weights: float32[nnz], finite; None = 1 each.
+    combiner: of COMBINERS, or None for a sequence, whose rows are not pooled: one row a key, zeros for a pruned one.
+    max_norm: rows of a larger L2 norm are scaled down to it before they are combined; None = as they are.
+    default_key: what an empty bag holds (with weight 1), as bits; None = its result is zeros. Bags are empty after
+    pruning, too.
+    negative: whether keys below 0 are keys as any others; otherwise they are pruned. Pruned as well are the padding key
+    of the group and, unless the combiner is "sum", keys of weights <= 0.
+    """
+
+    name: str
+    group: int
+    keys: I64
+    offsets: I64
+    weights: F32 | None = None
+    combiner: str | None = "mean"
+    max_norm: float | None = None
+    default_key: int | None = None
+    negative: bool = False
+
+    def copied(self) -> "Bags":
+        """The same, with arrays of its own."""
+        weights = None if self.weights is None else self.weights.copy()
+        return replace(self, keys=self.keys.copy(), offsets=self.offsets.copy(), weights=weights)
+
+
+def check_bags(batch: Sequence[Bags]) -> int:
+    """Raise WrongShape, InvalidConfig, BatchTooLarge for what no engine takes. Returns B, 0 without features."""
+    for each in batch:
+        _check_settings(each)
+        _check_arrays(each)
+    sizes = {each.name: each.offsets.size - 1 for each in batch}
+    if len(set(sizes.values())) > 1:
+        raise WrongShape(
+            f"the features of a batch differ in the number of bags: {_short(sizes)}. Give each an offset for every "
+            "sample, also for those without keys"
+        )
+    total = sum(each.keys.size for each in batch)
+    if total > KEYS_MAX:
+        raise BatchTooLarge(f"{total} keys in one fused batch, {KEYS_MAX} are the most: send smaller batches")
+    return batch[0].offsets.size - 1 if batch else 0
+
+
+def check_settings(
+    name: str, combiner: str | None, max_norm: float | None, default_key: int | None, *, weights: bool = False
+) -> None:
+    """Raise InvalidConfig with everything that a feature cannot be. weights: whether it is sent with weights."""
+    problems = []
+    if combiner is not None and combiner not in COMBINERS:
+        problems.append(f"combiner is {combiner!r}, not one of {', '.join(map(repr, COMBINERS))}, nor None")
+    if max_norm is not None:
+        problems += number_problems("max_norm", max_norm, above=0, most=FLOAT32_MAX)
+    if combiner is None and default_key is not None:
+        problems.append("default_key is for bags; a sequence (combiner=None) has a row for each key and none else")
+    if combiner is None and weights:
+        problems.append("weights are for combining; a sequence (combiner=None) takes none")
+    if problems:
+        raise InvalidConfig(f"feature {name!r}: " + "; ".join(problems))
+
+
+def _check_settings(bags: Bags) -> None:
+    weighted = bags.weights is not None
+    check_settings(bags.name, bags.combiner, bags.max_norm, bags.default_key, weights=weighted)
+
+
+def _check_arrays(bags: Bags) -> None:
+    offsets, nnz = bags.offsets, bags.keys.size
+    if offsets.size == 0:
+        raise WrongShape(f"feature {bags.name!r}: offsets are empty: B bags have B + 1 of them, the first is 0")
+    if offsets[0] != 0 or offsets[-1] != nnz:
+        raise WrongShape(
+            f"feature {bags.name!r}: offsets run from {offsets[0]} to {offsets[-1]}, with {nnz} keys they run from 0 "
+            f"to {nnz}"
+        )
+    falls = offsets[1:] < offsets[:-1]
+    if falls.any():
+        at = int(falls.argmax())
+        raise WrongShape(
+            f"feature {bags.name!r}: offsets[{at + 1}] = {offsets[at + 1]} after {offsets[at]}: offsets never fall"
+        )
+    if offsets.size - 1 > BAGS_MAX:
+        raise BatchTooLarge(f"feature {bags.name!r}: {offsets.size - 1} bags, {BAGS_MAX} are the most")
+    if bags.weights is None:
+        return
+    if bags.weights.size != nnz:
+        raise WrongShape(f"feature {bags.name!r}: {bags.weights.size} weights for {nnz} keys: each key has one")
+    finite = np.isfinite(bags.weights)
+    if not finite.all():
+        at = int(np.argmin(finite))
+        raise InvalidConfig(
+            f"feature {bags.name!r}: weights[{at}] is {bags.weights[at]}: weights are finite numbers (a key that is "
+            "not to count is left out)"
+        )
+
+
+def _short(sizes: dict[str, int]) -> str:
+    shown = [f"{name!r} has {size}" for name, size in list(sizes.items())[:8]]
+    return ", ".join(shown) + (", ..." if len(sizes) > 8 else "")

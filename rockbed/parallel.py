@@ -6,18 +6,24 @@ the one that is always there ends the process when two threads use it at once.
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 from rockbed.cores import cores
 
 GRAIN = 8192  # rows that are worth a thread: handing over a part costs about 50 us, 8,192 rows of work 200 us or more
-_THREADS = min(8, cores())
+THREADS = min(8, cores())
 
 _lock = threading.Lock()
+_thread = threading.local()  # .of_pool: whether the thread is one of the pool's
 _pool: ThreadPoolExecutor | None = None
 _pool_process = 0  # that the pool was made in
+
+
+def _enter() -> None:
+    _thread.of_pool = True
 
 
 def _workers() -> ThreadPoolExecutor | None:
@@ -27,10 +33,10 @@ def _workers() -> ThreadPoolExecutor | None:
         if _pool_process != os.getpid():  # a forked child has none of the threads
             # submit() starts a thread after it has queued the call: if it cannot, the call is queued all the same and
             # would run some time. So the threads are there before anything that matters is queued.
-            pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="rockbed-part")
-            together = threading.Barrier(_THREADS + 1)
+            pool = ThreadPoolExecutor(THREADS, thread_name_prefix="rockbed-part", initializer=_enter)
+            together = threading.Barrier(THREADS + 1)
             try:
-                for _ in range(_THREADS):
+                for _ in range(THREADS):
                     pool.submit(together.wait)
                 together.wait()
                 _pool = pool
@@ -46,20 +52,30 @@ def in_parts(n: int, call: Callable[[slice], object]) -> None:
 
     Raises what a part raised, when all have ended.
     """
-    parts = min(_THREADS, n // GRAIN)
-    pool = _workers() if parts > 1 else None
-    if pool is None:
+    parts = min(THREADS, n // GRAIN)
+    if parts > 1:
+        side_by_side([partial(call, slice(n * i // parts, n * (i + 1) // parts)) for i in range(parts)])
+    else:
         call(slice(0, n))
-        return
-    own = [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
+
+
+def side_by_side(calls: Sequence[Callable[[], object]]) -> None:
+    """Make calls in threads of their own, one of them here. They must not depend on each other.
+
+    Within such a call they are made one after another: threads that wait for threads could all be waiting.
+    Raises what a call raised, when all have ended.
+    """
+    pool = _workers() if len(calls) > 1 and not getattr(_thread, "of_pool", False) else None
+    own = list(calls)
     others: list[Future[object]] = []
-    with suppress(RuntimeError):  # the interpreter is shutting down and takes no more: the rest is done here
-        while len(own) > 1:
-            others.append(pool.submit(call, own[-1]))
-            own.pop()
+    if pool is not None:
+        with suppress(RuntimeError):  # the interpreter is shutting down and takes no more: the rest is done here
+            while len(own) > 1:
+                others.append(pool.submit(own[-1]))
+                own.pop()
     try:
-        for part in own:
-            call(part)
+        for call in own:
+            call()
     finally:
         for other in others:
             other.exception()  # waits: nobody may go on while a part still works on the arrays

@@ -25,21 +25,21 @@ from rockbed.errors import (
     WrongShape,
 )
 from rockbed.interrupts import Uninterrupted
-from rockbed.requests import Gradients, Request
-from rockbed.server import admission_files, grouping, opening, push, space
+from rockbed.requests import Request
+from rockbed.server import admission_files, grouping, lookups, opening, push, space
 from rockbed.server.clients import Clients
 from rockbed.server.group import Group
 from rockbed.server.kept_batches import KeptBatches
 from rockbed.server.removals import Removals
 from rockbed.server.stall import Stall
 from rockbed.storage.catalog import Catalog
-from rockbed.storage.entries import Kind, push_parts
+from rockbed.storage.entries import push_kind, push_parts
 from rockbed.storage.hot import Budget, NeedSpace
 from rockbed.storage.journal import Journal
 from rockbed.storage.writeback import WriteBack
 from rockbed.types import F32, I64
 
-_Part = tuple[Group, Gradients, int]  # of a push, with its global step or -1
+_Part = tuple[Group, push.Share, int]  # of a push, with its global step or -1
 
 
 def _close_at_exit(engine: "weakref.ref[Engine]") -> None:
@@ -150,18 +150,18 @@ class Engine:
     # --- rows ---
 
     def lookup(self, number: int, keys: I64, out: F32, *, train: bool) -> None:
-        """Fill out float32[n, dim] with the rows of keys int64[n]. See Group.lookup."""
+        """Fill out float32[n, dim] with the rows of keys int64[n]. See lookups.lookup."""
         self.check_open()
         if train:
             self.must_be_writable("look up with train=True (absent keys would get rows); pass train=False")
-        self.group(number).lookup(keys, out, train=train)
+        lookups.lookup(self.group(number), keys, out, train=train)
 
     def prefetch(self, number: int, keys: I64) -> tuple[int, int]:
-        """Bring the rows of keys int64[n] from disk into memory. See Group.prefetch."""
+        """Bring the rows of keys int64[n] from disk into memory. See lookups.prefetch."""
         self.check_open()
-        return self.group(number).prefetch(keys)
+        return lookups.prefetch(self.group(number), keys)
 
-    def apply_gradients(self, items: Sequence[Gradients], request: Request | None = None) -> bool:
+    def apply_gradients(self, items: Sequence[push.Share], request: Request | None = None) -> bool:
         """Apply gradients to one or several groups, all or nothing, durably before it returns.
 
         items: a group at most once. Returns whether it was applied: False for a request that had been applied before.
@@ -188,7 +188,7 @@ class Engine:
             self._background.wait_for_journal_room()
 
     def _apply(self, parts: list[_Part], request: Request | None) -> bool:
-        ahead = [push.read_ahead(group, item.keys) for group, item, _ in parts]
+        ahead = [push.read_ahead(group, item.keys, push.seen_of(item)) for group, item, _ in parts]
         now_ms = self.now_ms()
         prepared: list[push.Prepared] = []
         done = False
@@ -204,16 +204,11 @@ class Engine:
                 touched = [p for p in prepared if p.rows.size]
                 sections = [p.section() for p in touched]
                 if sections or request is not None:
-                    lsn = self.journal.append(Kind.PUSH, now_ms, push_parts(request, sections))
+                    lsn = self.journal.append(push_kind(sections), now_ms, push_parts(request, sections))
                     done = True  # it is durable: from here on nothing may fail
                     with self.must_succeed(lsn):
-                        for p, s in zip(touched, sections, strict=True):
-                            sequential = s.sequential
-                            push.apply(
-                                p.group, p.rows, p.grads, sequential=sequential, step=p.step, now_ms=now_ms, lsn=lsn
-                            )
-                            if p.step >= 0:
-                                p.group.global_step = p.step
+                        for p in touched:
+                            p.apply(now_ms, lsn)
                         if request is not None:
                             self.clients.record(request, now_ms)
                 done = True

@@ -45,7 +45,7 @@ def export(
             for rows in scan(engine, group):
                 kept = np.flatnonzero(conditions.reasons(group, rows, engine.now_ms()) < 0)
                 # lookups do not show a row from the time before its key became the padding key
-                writer.add(rows, group._not_padding(rows.keys, kept))
+                writer.add(rows, group.not_padding(rows.keys, kept))
                 report.rows_seen[group.number] += rows.keys.size
                 seen += rows.keys.size
                 if progress is not None:

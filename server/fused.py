@@ -1,52 +1,63 @@
-"""Lookups and pushes of many features at once. PLAIN VERSION, to be replaced by the kernels: same results."""
+"""Lookups and pushes of a whole batch, many features of several groups, at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from rockbed.bags import Bags, check_bags
-from rockbed.requests import Gradients, Request
-from rockbed.types import F32, F64, I64
+from rockbed.errors import WrongShape
+from rockbed.interrupts import Uninterrupted
+from rockbed.parallel import GRAIN, THREADS, side_by_side
+from rockbed.requests import Request
+from rockbed.server import lookups
+from rockbed.server.bag_gradients import Seen, joined
+from rockbed.server.bags import CleanBags, clean
+from rockbed.types import F32
 
 if TYPE_CHECKING:
     from rockbed.server.engine import Engine
+    from rockbed.server.group import Group
+
+_CALL_KEYS = 1000  # that take as long as the Python around a feature
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """A batch that was looked up, for the push that follows."""
+    """A batch that was looked up, with what its push can use of that: for as long as nothing happened between, where
+    the rows are."""
 
     batch: Sequence[Bags]
+    features: Sequence[CleanBags]
+    seen: Sequence[Seen]
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that it keeps."""
-        return sum(
-            b.keys.nbytes + b.offsets.nbytes + (0 if b.weights is None else b.weights.nbytes) for b in self.batch
-        )
+        own = sum(each.keys.nbytes + each.offsets.nbytes + each.weights.nbytes for each in self.features)
+        return own + sum(each.rows.nbytes for each in self.seen)
 
 
 def lookup(engine: "Engine", batch: Sequence[Bags], pooled: F32, sequences: Sequence[F32], *, train: bool) -> Plan:
-    check_bags(batch)
-    column, rest = 0, iter(sequences)
-    for bags in batch:
-        dim = engine.group(bags.group).config.dim
-        keys, of, weights, scale = _clean(engine, bags)
-        rows = np.empty((keys.size, dim), np.float32)
-        engine.lookup(bags.group, keys, rows, train=train)
-        e = rows.astype(np.float64) * _limit(rows, bags.max_norm)[:, None] * (weights * scale[of])[:, None]
-        if bags.combiner is None:
-            out = next(rest)
-            out[:] = 0
-            np.add.at(out, of, e.astype(np.float32))
-        else:
-            total: F64 = np.zeros((bags.offsets.size - 1, dim))
-            np.add.at(total, of, e)
-            pooled[:, column : column + dim] = total
-            column += dim
-    return Plan(batch)
+    """Fill the results of all features of a batch. See Backend.fused_lookup.
+
+    Raises what check_bags raises, UnknownGroup, DimMismatch (the arrays do not fit the groups' dims), ReadOnlyStorage.
+    """
+    size = check_bags(batch)
+    engine.check_open()
+    if train:
+        engine.must_be_writable("look up with train=True (absent keys would get rows); pass train=False")
+    groups = [engine.group(each.group) for each in batch]
+    places = _places(batch, groups, size, pooled, sequences)
+    features = [clean(each, group.config) for each, group in zip(batch, groups, strict=True)]
+    seen: dict[int, Seen] = {}
+
+    def look_up(i: int) -> None:
+        rows, left = lookups.pool(groups[i], features[i], *places[i], train=train)
+        seen[i] = Seen(groups[i].table, left, rows)
+
+    _spread([(each.keys.size, partial(look_up, i)) for i, each in enumerate(features)])
+    return Plan(batch, features, [seen[i] for i in range(len(features))])
 
 
 def apply_gradients(
@@ -57,65 +68,83 @@ def apply_gradients(
     steps: Mapping[int, int],
     request: Request | None,
 ) -> bool:
-    batch = batch.batch if isinstance(batch, Plan) else batch
-    check_bags(batch)
-    shares: dict[int, list[tuple[I64, F32]]] = {}
-    column, rest = 0, iter(sequences)
-    for bags in batch:
-        dim = engine.group(bags.group).config.dim
-        keys, of, weights, scale = _clean(engine, bags)
-        if bags.combiner is None:
-            given: F32 = next(rest)
-        else:
-            given = pooled[:, column : column + dim]
-            column += dim
-        rows = np.empty((keys.size, dim), np.float32)
-        engine.lookup(bags.group, keys, rows, train=True)
-        grads = given[of].astype(np.float64) * (weights * scale[of])[:, None]
-        if bags.max_norm is not None:
-            e, s = rows.astype(np.float64), _limit(rows, bags.max_norm)[:, None]
-            dot, square = (e * grads).sum(1)[:, None], np.maximum((e * e).sum(1)[:, None], 1e-300)
-            grads = np.where(s < 1, s * (grads - e * dot / square), grads)
-        shares.setdefault(bags.group, []).append((keys, grads.astype(np.float32)))
-    items = [
-        Gradients(g, np.concatenate([k for k, _ in own]), np.concatenate([v for _, v in own]), steps.get(g))
-        for g, own in shares.items()
+    """Apply the gradients of what `lookup` filled, durably. See Backend.fused_apply_gradients.
+
+    Raises what `lookup` and Engine.apply_gradients raise; then nothing was applied.
+    """
+    plan = batch if isinstance(batch, Plan) else None
+    own = plan.batch if plan else batch
+    assert not isinstance(own, Plan)
+    size = check_bags(own)
+    engine.check_open()
+    groups = [engine.group(each.group) for each in own]
+    places = _places(own, groups, size, pooled, sequences)
+    features = plan.features if plan else [clean(each, group.config) for each, group in zip(own, groups, strict=True)]
+    by_group: dict[int, list[int]] = {}
+    for i, each in enumerate(own):
+        by_group.setdefault(each.group, []).append(i)
+    shares = [
+        joined(
+            [features[i] for i in mine],
+            [places[i] for i in mine],
+            [plan.seen[i] for i in mine] if plan else [],
+            groups[mine[0]].config.dim,
+            steps.get(number),
+        )
+        for number, mine in by_group.items()
     ]
-    return engine.apply_gradients(items, request)
+    return engine.apply_gradients(shares, request)
 
 
-def _clean(engine: "Engine", bags: Bags) -> tuple[I64, I64, F64, F64]:
-    """Keys after pruning and filling, the bag of each, its weight, the scale of each bag."""
-    n = bags.offsets.size - 1
-    of: I64 = np.repeat(np.arange(n), np.diff(bags.offsets))
-    count = n
-    if bags.combiner is None:
-        of, count = np.arange(bags.keys.size), bags.keys.size
-    weights = np.ones(bags.keys.size) if bags.weights is None else bags.weights.astype(np.float64)
-    kept = np.ones(bags.keys.size, np.bool_) if bags.negative else bags.keys >= 0
-    if bags.combiner not in (None, "sum"):
-        kept &= weights > 0
-    padding = engine.group(bags.group).config.padding_key
-    if padding is not None:
-        kept &= bags.keys != (padding if padding < 2**63 else padding - 2**64)
-    keys, of, weights = bags.keys[kept], of[kept], weights[kept]
-    if bags.default_key is not None:
-        empty = np.setdiff1d(np.arange(n), of)
-        keys = np.concatenate([keys, np.full(empty.size, bags.default_key)])
-        of, weights = np.concatenate([of, empty]), np.concatenate([weights, np.ones(empty.size)])
-        order = np.argsort(of, kind="stable")
-        keys, of, weights = keys[order], of[order], weights[order]
-    scale = np.ones(count)
-    if bags.combiner in ("mean", "sqrtn"):
-        by = weights if bags.combiner == "mean" else weights**2
-        total = np.bincount(of, by, minlength=count)
-        scale = 1 / np.where(total > 0, total if bags.combiner == "mean" else np.sqrt(total), 1)
-    return keys, of, weights, scale
+def _places(
+    batch: Sequence[Bags], groups: "Sequence[Group]", size: int, pooled: F32, sequences: Sequence[F32]
+) -> list[tuple[F32, int]]:
+    """For each feature the array that holds its results, and their first column there."""
+    places: list[tuple[F32, int]] = []
+    column, rest = 0, iter(sequences)
+    wanted = []
+    for bags, group in zip(batch, groups, strict=True):
+        dim = group.config.dim
+        if bags.combiner is None:
+            array = next(rest, None)
+            wanted.append((bags.keys.size, dim))
+            if array is not None:
+                places.append((array, 0))
+        else:
+            places.append((pooled, column))
+            column += dim
+    given = [each.shape for each in sequences]
+    if pooled.shape != (size, column) or given != wanted:
+        raise WrongShape(
+            f"the results of this batch are float32[{size}, {column}], and for its sequences {_shapes(wanted)}; the "
+            f"arrays sent have the shapes {list(pooled.shape)}, and {_shapes(given)}"
+        )
+    return places
 
 
-def _limit(rows: F32, max_norm: float | None) -> F64:
-    norms = np.sqrt((rows.astype(np.float64) ** 2).sum(1))
-    if max_norm is None:
-        return np.ones(rows.shape[0])
-    limited: F64 = np.where(norms > max_norm, max_norm / np.maximum(norms, 1e-300), 1.0)
-    return limited
+def _shapes(shapes: Iterable[tuple[int, ...]]) -> str:
+    return ", ".join(str(list(shape)) for shape in shapes) or "none"
+
+
+def _spread(calls: Sequence[tuple[int, Callable[[], None]]]) -> None:
+    """Make calls, each with the number of keys that it is about: large ones share the cores, small ones are shared out
+    among them."""
+    small = [each for each in calls if each[0] < 2 * GRAIN]
+    heaps: list[list[Callable[[], None]]] = [[]]
+    total = sum(keys + _CALL_KEYS for keys, _ in small)
+    count, filled = min(THREADS, total // GRAIN), 0
+    for keys, call in small:
+        if len(heaps) < count and filled >= total * len(heaps) // count:
+            heaps.append([])
+        heaps[-1].append(call)
+        filled += keys + _CALL_KEYS
+    with Uninterrupted():  # what the others write to must not go away before they have ended
+        side_by_side([partial(_in_turn, heap) for heap in heaps])
+        for keys, call in calls:
+            if keys >= 2 * GRAIN:
+                call()
+
+
+def _in_turn(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()

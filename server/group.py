@@ -3,18 +3,16 @@
 Methods whose name begins with `_` and those that say so expect `lock` to be held. Disk reads happen outside it.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from rockbed.config import GroupConfig
-from rockbed.errors import BatchTooLarge, FormatTooNew, StorageCorrupt, UnknownGroup
+from rockbed.errors import FormatTooNew, StorageCorrupt, UnknownGroup
 from rockbed.interrupts import GuardedLock
 from rockbed.server.admission import Admission, make_admission
 from rockbed.server.counters import Counters
-from rockbed.server.fitting import must_take
 from rockbed.server.host import Host
 from rockbed.server.recent import RecentMaximum
 from rockbed.server.rules import rules_of
@@ -44,7 +42,7 @@ class Group:
         self.lock = GuardedLock()
         self.counters = Counters()
         self.gradient_norm = RecentMaximum()
-        self._host = host
+        self.host = host
         self.optimizer, self.schedule, self.initializer = rules_of(config)
         self.config = config
         self.table = HotTable(config.dim, self.optimizer.state_width(config.dim), host.budget)
@@ -91,19 +89,19 @@ class Group:
     @property
     def ttl_ms(self) -> int:
         """Milliseconds that a row lives after it was last written; 0 = for ever."""
-        ttl_s = self._host.store_ttl_s if self.config.ttl_s is None else self.config.ttl_s
+        ttl_s = self.host.store_ttl_s if self.config.ttl_s is None else self.config.ttl_s
         return max(1, round(ttl_s * 1000)) if ttl_s else 0
 
     def expires(self) -> bool:
         """Whether RocksDB may drop the group's rows by the store's own TTL."""
         # a group that lives longer than the store's TTL is left to the sweeper
-        return 0 < self.ttl_ms <= round(self._host.store_ttl_s * 1000)
+        return 0 < self.ttl_ms <= round(self.host.store_ttl_s * 1000)
 
     def oldest_ms(self, now_ms: int) -> int:
         """A row last written at this time or before is expired: now - update_time >= ttl."""
         return now_ms - self.ttl_ms if self.ttl_ms else -(2**62)
 
-    def _expire(self, keys: I64, rows: I64, now_ms: int, *, restart: bool) -> int:
+    def expire(self, keys: I64, rows: I64, now_ms: int, *, restart: bool) -> int:
         """Deal with found rows that have expired: begin their life anew, or treat them as absent (rows[i] = -1).
 
         Returns how many positions became absent.
@@ -119,7 +117,7 @@ class Group:
             rows[positions] = -1
             return int(count)
         distinct, first = np.unique(rows[positions], return_index=True)
-        self._begin(keys[positions][first], distinct, now_ms, self._host.last_lsn())
+        self._begin(keys[positions][first], distinct, now_ms, self.host.last_lsn())
         self.counters.expired += distinct.size
         return 0
 
@@ -142,7 +140,7 @@ class Group:
         if not self.may_be_on_disk or keys.size == 0:
             return Fetched(keys, np.empty(0, np.int64), np.empty((0, self.record_bytes), np.uint8))
         order = disk_order(keys)
-        found, records = self._host.files.get(encode_keys(self.number, keys[order]), self.record_bytes)
+        found, records = self.host.files.get(encode_keys(self.number, keys[order]), self.record_bytes)
         found = order[found]
         self.check_records(records, keys[found])
         return Fetched(keys, found, records)
@@ -195,7 +193,7 @@ class Group:
             self.counters.disk_hits += load.size
         if made.size:
             rows[made] = table.allocate(keys[made], flags)
-            self._begin(keys[made], rows[made], now_ms, self._host.last_lsn())
+            self._begin(keys[made], rows[made], now_ms, self.host.last_lsn())
             stale = np.zeros(keys.size, np.bool_)
             stale[fetched.found[~alive]] = True
             made = made[~stale[made]]
@@ -210,77 +208,23 @@ class Group:
             part = old[create[old] == restart]
             if part.size:
                 found = rows[part]
-                self._expire(keys[part], found, now_ms, restart=restart)
+                self.expire(keys[part], found, now_ms, restart=restart)
                 rows[part] = found
 
     def refetched(self, fetched: Fetched, left: int) -> Fetched:
         """What was fetched while `table.left` was `left`, read again if it has grown. With the lock held."""
         return fetched if self.table.left == left else self.fetch(fetched.keys)
 
-    # --- lookup ---
-
-    def lookup(self, keys: I64, out: F32, *, train: bool) -> None:
-        """Fill out[i] with the weights of keys[i]. keys: int64[n]; out: float32[n, dim], C-contiguous. Takes the lock.
-
-        train: absent keys get a row (if admitted), occurrences count, the TTL is renewed if the group says so.
-        """
-        must_take(self.config, keys.size, out)
-        now_ms = self._host.now_ms()
-        with self.lock:
-            self.must_exist()
-            rows, missing = self.table.find(keys)
-            missing += self._hide_padding(keys, rows)
-            missing += self._expire(keys, rows, now_ms, restart=train)
-            if train and self.config.refresh == "lookup":
-                k.touch_time(self.table.header, self.table.flags, rows, now_ms)
-            hits = keys.size - missing
-            if missing and train and self._insert_at_once(keys, rows, missing, now_ms):
-                missing = 0
-            self.table.gather(rows, out)
-            left = self.table.left
-            self.counters.lookup_keys += keys.size
-            self.counters.memory_hits += hits
-        if missing:
-            positions = self._not_padding(keys, np.flatnonzero(rows < 0))
-            distinct, inverse, counts = np.unique(keys[positions], return_inverse=True, return_counts=True)
-            weights = np.empty((distinct.size, self.config.dim), np.float32)
-            for piece in self._pieces(distinct.size):
-                self._lookup_absent(distinct[piece], counts[piece], weights[piece], now_ms, left, train=train)
-            out[positions] = weights[inverse]
-
-    def prefetch(self, keys: I64) -> tuple[int, int]:
-        """Bring rows from disk into memory; none is created, nothing counts as a lookup. Takes the lock.
-
-        keys: int64[n]. Returns how many of the distinct keys have their row in memory now, and how many have none.
-        """
-        now_ms = self._host.now_ms()
-        distinct = np.unique(keys)
-        with self.lock:
-            rows, missing = self.table.find(distinct)
-            missing += self._hide_padding(distinct, rows)
-            missing += self._expire(distinct, rows, now_ms, restart=False)
-            left = self.table.left
-        absent = distinct[self._not_padding(distinct, np.flatnonzero(rows < 0))]
-        nowhere = missing - absent.size  # the padding key
-        for piece in self._pieces(absent.size):
-            part = absent[piece]
-            scratch = np.empty((part.size, self.config.dim), np.float32)
-            none = np.zeros(part.size, np.int64)
-            nowhere += self._lookup_absent(part, none, scratch, now_ms, left, train=False)
-        return distinct.size - nowhere, nowhere
-
-    def _pieces(self, n: int) -> Iterator[slice]:
-        # rows of a piece all fit in memory together, and what is read from disk for it stays small
-        step = min(max(32, self.table.capacity // 4), _PIECE_ROWS)
-        return (slice(start, start + step) for start in range(0, n, step))
+    # --- what lookups and pushes share ---
 
     @property
     def _padding_bits(self) -> int | None:
         padding = self.config.padding_key
         return padding if padding is None or padding < 2**63 else padding - 2**64
 
-    def _insert_at_once(self, keys: I64, rows: I64, missing: int, now_ms: int) -> bool:
-        # The short way for new keys: nothing can be on disk, nothing has to be admitted, there is room in memory.
+    def insert_at_once(self, keys: I64, rows: I64, missing: int, now_ms: int) -> bool:
+        """The short way for new keys, where there is one: nothing can be on disk, nothing has to be admitted, there is
+        room in memory. rows: -1 at `missing` positions, filled then. With the lock held."""
         if self.may_be_on_disk or self.admission is not None or self.config.padding_key is not None:
             return False
         k.change_flags(self.table.flags, rows, 0, k.PINNED)  # making room must not evict the rows already found
@@ -290,19 +234,19 @@ class Group:
             return False
         finally:
             k.change_flags(self.table.flags, rows, k.PINNED, 0)
-        self._begin(keys[new], rows[new], now_ms, self._host.last_lsn())
+        self._begin(keys[new], rows[new], now_ms, self.host.last_lsn())
         self.counters.inserts += new.size
         self.counters.rows += new.size
         return True
 
-    def _not_padding(self, keys: I64, positions: I64) -> I64:
+    def not_padding(self, keys: I64, positions: I64) -> I64:
         padding = self._padding_bits
         if padding is None:
             return positions
         kept: I64 = positions[keys[positions] != padding]
         return kept
 
-    def _hide_padding(self, keys: I64, rows: I64) -> int:
+    def hide_padding(self, keys: I64, rows: I64) -> int:
         # a key may have a row from the time before it became the padding key. Returns how many positions were hidden
         padding = self._padding_bits
         if padding is None:
@@ -310,62 +254,6 @@ class Group:
         hidden = (keys == padding) & (rows >= 0)
         rows[hidden] = -1
         return int(hidden.sum())
-
-    def _lookup_absent(self, keys: I64, counts: I64, out: F32, now_ms: int, left: int, *, train: bool) -> int:
-        # keys: int64[n], distinct, not in memory a moment ago. Returns how many have no row. Takes the lock.
-        fetched = self.fetch(keys)
-        create: Bool | None = None
-        for attempt in range(SPACE_TRIES + 1):
-            try:
-                with self.lock:
-                    self.must_exist()
-                    fetched = self.refetched(fetched, left)
-                    if create is None:
-                        create = self._admit(fetched, counts, now_ms) if train else np.zeros(keys.size, np.bool_)
-                    rows, _ = self.place(fetched, create, now_ms)
-                    if train and self.config.refresh == "lookup":
-                        k.touch_time(self.table.header, self.table.flags, rows, now_ms)
-                    self.table.gather(rows, out)
-                    break
-            except NeedSpace as need:
-                if attempt == SPACE_TRIES:
-                    raise BatchTooLarge(
-                        f"group {self.number}: {need.rows} rows more do not fit into the memory budget"
-                    ) from None
-                self._host.make_space(need)
-                with self.lock:
-                    left = self.table.left - 1  # whatever was fetched may be stale by now
-        nothing = np.flatnonzero(rows < 0)
-        if nothing.size:
-            value = self.config.unadmitted_value if train else self.config.miss_value
-            self._fill_absent(keys[nothing], out, nothing, value)
-            with self.lock:
-                if train:
-                    self.counters.not_admitted += int(counts[nothing].sum())
-                else:
-                    self.counters.misses += int(counts[nothing].sum())
-        return nothing.size
-
-    def _admit(self, fetched: Fetched, counts: I64, now_ms: int) -> Bool:
-        """Which keys may get a row; counts the occurrences of those that have none."""
-        create = np.ones(fetched.keys.size, np.bool_)
-        if self.admission is None:
-            return create
-        has_row = self.table.find(fetched.keys)[0] >= 0
-        alive = headers_of(fetched.records)["update_time"] > self.oldest_ms(now_ms)
-        has_row[fetched.found[alive]] = True
-        new = np.flatnonzero(~has_row)
-        create[new] = self.admission.admit(fetched.keys[new], counts[new])
-        self.admission_changed |= new.size > 0
-        return create
-
-    def _fill_absent(self, keys: I64, out: F32, positions: I64, value: float | str) -> None:
-        if value == "initializer":
-            rows = np.empty((keys.size, self.config.dim), np.float32)
-            self.initializer.fill(rows, np.arange(keys.size), keys, self.config.dim, self.config.seed, self.number)
-            out[positions] = rows
-        else:
-            out[positions] = np.float32(value)
 
     # --- what the store keeps of a group ---
 

@@ -70,7 +70,7 @@ def _read(group: Group, keys: I64) -> RowReport:
     report.update_time_ms[read], report.update_num[read] = heads["update_time"][record], heads["update_num"][record]
     report.status[held] = report.status[read] = RowStatus.PRESENT
     padding = np.ones(keys.size, np.bool_)
-    padding[group._not_padding(keys, np.arange(keys.size))] = False
+    padding[group.not_padding(keys, np.arange(keys.size))] = False
     report.status[padding] = RowStatus.PADDING
     report.weights[:], report.slots[:] = data[:, : config.dim], data[:, config.dim :]
     return report

@@ -11,7 +11,7 @@ import numpy as np
 
 from rockbed.config import GroupConfig, StoreConfig
 from rockbed.errors import JournalCorrupt, StorageCorrupt, StoreNotFound, StorePathInvalid
-from rockbed.server import admission_files, dropping, push, putting, removal
+from rockbed.server import admission_files, dropping, putting, removal, replaying
 from rockbed.server.group import Group
 from rockbed.server.space import with_space
 from rockbed.storage.catalog import Catalog
@@ -181,10 +181,10 @@ def apply_entry(engine: "Engine", entry: Entry) -> None:
     """Apply one journal entry to the rows that have not seen it."""
     engine.seen_time(entry.time_ms)
     engine.journal.last_lsn = entry.lsn
-    if entry.kind == Kind.PUSH:
+    if entry.kind in (Kind.PUSH, Kind.BAG_PUSH):
         request, sections = read_push(entry.payload)
         for section in sections:
-            replay = partial(push.replay, engine.group(section.group), section, entry.time_ms, entry.lsn)
+            replay = partial(replaying.replay, engine.group(section.group), section, entry.time_ms, entry.lsn)
             with_space(engine, replay, f"replaying the journal of {engine.directory}")
         if request is not None:
             engine.clients.record(request, entry.time_ms)

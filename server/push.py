@@ -1,9 +1,10 @@
 """A push, in the two halves between which the journal is written: `prepare` can fail and undo, `apply` cannot fail.
 
-`replay` does the same from a journal entry: it brings the rows, skips those that have seen the entry, and applies.
+`replaying` does the same from a journal entry.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,44 +12,56 @@ import numpy as np
 from rockbed.errors import DimMismatch, GradientNotFinite, InvalidConfig
 from rockbed.parallel import in_parts
 from rockbed.requests import STEP_MAX, Gradients
+from rockbed.server.bag_gradients import BagGradients, BagSums, Seen
 from rockbed.server.group import Fetched, Group
 from rockbed.storage import hot_kernels as k
-from rockbed.storage.entries import Section
+from rockbed.storage.entries import BagSection, Section
 from rockbed.types import F32, I64
 
 _COUNTERS = ("push_keys", "skipped_absent", "skipped_unadmitted", "skipped_not_finite")  # changed by pushes only
-_BEFORE_ALL = -(2**61)  # a time at which no row has expired
+_NONE: I64 = np.empty(0, np.int64)
+_BLOCK_BYTES = 1 << 19  # of gradients that are summed and used before they leave the cache
+
+Share = Gradients | BagGradients
+"""A group's share of a push: gradients by key, or of bags of keys."""
 
 
-def validated(group: Group, given: Gradients) -> int:
+def validated(group: Group, given: Share) -> int:
     """The global step to apply a share with, or -1 where rows count their own.
 
     Raises DimMismatch, InvalidConfig (step), GradientNotFinite.
     """
     dim = group.config.dim
-    if given.grads.shape != (given.keys.size, dim):
-        raise DimMismatch(
-            f"group {group.number} stores rows of dim {dim}, the gradients have shape {given.grads.shape} for "
-            f"{given.keys.size} keys: send float32[{given.keys.size}, {dim}] (dim is fixed when a group is created)"
-        )
-    step = -1
-    if group.config.step == "global":
-        step = group.global_step if given.step is None else given.step
-        if not 1 <= step <= STEP_MAX:
-            raise InvalidConfig(
-                f"group {group.number} has step='global' and the push says {step}: set embedding.global_step, from 1 "
-                "to 2^62, before the first push"
+    if isinstance(given, Gradients):
+        if given.grads.shape != (given.keys.size, dim):
+            raise DimMismatch(
+                f"group {group.number} stores rows of dim {dim}, the gradients have shape {given.grads.shape} for "
+                f"{given.keys.size} keys: send float32[{given.keys.size}, {dim}] (dim is fixed when a group is created)"
             )
-    elif given.step is not None:
-        raise InvalidConfig(f"group {group.number} counts steps by row: a push to it takes no global step")
-    must_be_finite(group, given.keys, given.grads)
+        must_be_finite(group, given.keys, given.grads)
+    elif group.config.not_finite == "reject":
+        _bags_must_be_finite(group, given)
+    return _step(group, given.step)
+
+
+def _step(group: Group, step: int | None) -> int:
+    if group.config.step != "global":
+        if step is not None:
+            raise InvalidConfig(f"group {group.number} counts steps by row: a push to it takes no global step")
+        return -1
+    step = group.global_step if step is None else step
+    if not 1 <= step <= STEP_MAX:
+        raise InvalidConfig(
+            f"group {group.number} has step='global' and the push says {step}: set embedding.global_step, from 1 "
+            "to 2^62, before the first push"
+        )
     return step
 
 
 def must_be_finite(group: Group, keys: I64, grads: F32) -> None:
     """Raise GradientNotFinite if the group rejects such gradients and there is one. grads: float32[n, dim]."""
     if group.config.not_finite == "reject":
-        bad = group._not_padding(keys, not_finite_rows(grads))
+        bad = group.not_padding(keys, not_finite_rows(grads))
         if bad.size:
             with group.lock:
                 group.counters.rejected_not_finite += 1
@@ -58,6 +71,18 @@ def must_be_finite(group: Group, keys: I64, grads: F32) -> None:
                 f"{keys[bad[0]]} ({row[~np.isfinite(row)][0]}). Nothing was applied; mend the loss, or open the group "
                 "with not_finite='skip_row'"
             )
+
+
+def _bags_must_be_finite(group: Group, given: BagGradients) -> None:
+    bad = not_finite_rows(given.grads)
+    if bad.size:
+        with group.lock:
+            group.counters.rejected_not_finite += 1
+        raise GradientNotFinite(
+            f"group {group.number}: the gradients of {bad.size} of {given.grads.shape[0]} bags hold NaN or Inf, the "
+            f"first that of bag {bad[0]}. Nothing was applied; mend the loss, or open the group with "
+            "not_finite='skip_row'"
+        )
 
 
 def not_finite_rows(grads: F32) -> I64:
@@ -75,26 +100,39 @@ def not_finite_rows(grads: F32) -> I64:
 class Prepared:
     """A group's share of a push, validated, with its rows pinned in memory.
 
-    rows: int64[m], distinct unless `sequential`; grads: float32[m, dim]; step: the global one, or -1; pinned, created:
-    rows to let go of, or undo; counted: counters as they were before.
+    rows: int64[m], distinct unless `sequential`; grads: float32[m, dim], or still to be summed; step: the global one,
+    or -1; pinned, created: rows to let go of, or undo; counted: counters as they were before.
     """
 
     group: Group
     rows: I64
     keys: I64
-    grads: F32
+    grads: F32 | BagSums
     pinned: I64
     created: I64
     step: int = -1
     counted: dict[str, int] = field(default_factory=dict)
 
-    def section(self) -> Section:
+    def section(self) -> Section | BagSection:
         """What the journal says about it."""
-        group = self.group
+        group, sums = self.group, self.grads
         fresh = np.empty(self.rows.size, np.uint8)
         k.fresh_rows(group.table.flags, self.rows, fresh)
-        sequential = group.config.duplicates == "sequential"
-        return Section(group.number, self.keys, fresh, self.grads, sequential, self.step)
+        if isinstance(sums, BagSums):
+            bags = sums.inverse, sums.sizes, sums.weights, sums.grads
+            return BagSection(group.number, self.keys, fresh, *bags, self.step)
+        return Section(group.number, self.keys, fresh, sums, self._sequential, self.step)
+
+    @property
+    def _sequential(self) -> bool:
+        return self.group.config.duplicates == "sequential"
+
+    def apply(self, now_ms: int, lsn: int) -> None:
+        """Update the rows. With the lock held, and the journal written."""
+        group = self.group
+        apply(group, self.rows, self.grads, self._sequential, self.step, now_ms, lsn)
+        if self.step >= 0:
+            group.global_step = self.step
 
     def release(self, *, undo: bool) -> None:
         """Let the rows be evicted again; with `undo`, forget those that were created for this push."""
@@ -109,42 +147,57 @@ class Prepared:
                 setattr(group.counters, name, count)
 
 
-def read_ahead(group: Group, keys: I64) -> tuple[Fetched, int]:
+def read_ahead(group: Group, keys: I64, seen: Seen | None = None) -> tuple[Fetched, int]:
     """Read from disk, before the locks are taken, what a push needs. Returns it with `table.left` of before."""
     absent: I64 = np.empty(0, np.int64)
     with group.lock:
         left = group.table.left
-        if group.may_be_on_disk:
+        if group.may_be_on_disk and not (seen and seen.holds(group.table)):
             rows, missing = group.table.find(keys)
             if missing:
-                absent = np.unique(keys[group._not_padding(keys, np.flatnonzero(rows < 0))])
+                absent = np.unique(keys[group.not_padding(keys, np.flatnonzero(rows < 0))])
     return group.fetch(absent), left
 
 
-def prepare(group: Group, given: Gradients, step: int, ahead: Fetched, left: int, now_ms: int) -> Prepared:
+def seen_of(given: Share) -> Seen | None:
+    """Where the keys of a share were found lately."""
+    return given.seen if isinstance(given, BagGradients) else None
+
+
+def _find(group: Group, given: Share) -> tuple[I64, int]:
+    seen, touch = seen_of(given), k.TOUCHED | k.PINNED
+    if seen is None or not seen.holds(group.table):
+        return group.table.find(given.keys, touch)
+    group.table.touch(seen.rows, touch)
+    return seen.rows.copy(), 0
+
+
+def prepare(group: Group, given: Share, step: int, ahead: Fetched, left: int, now_ms: int) -> Prepared:
     """Find or create the row of each key, pin it, and sum the gradients of repeated keys. With the lock held.
 
     step: what `validated` gave. ahead: rows read from disk while table.left was `left`.
     Raises NeedSpace, GradientNotFinite; then nothing is pinned or created.
     """
-    config, table, counters = group.config, group.table, group.counters
-    keys, grads = given.keys, given.grads
-    rows, missing = table.find(keys, k.TOUCHED | k.PINNED)
+    config, counters = group.config, group.counters
+    keys = given.keys
+    rows, missing = _find(group, given)
     pinned = rows.copy()  # of `rows`, those that turn out expired or padding become -1
     created: I64 = np.empty(0, np.int64)
     counted = {name: getattr(counters, name) for name in _COUNTERS}
     try:
-        missing += group._hide_padding(keys, rows)
-        missing += group._expire(keys, rows, now_ms, restart=config.absent == "init")
+        missing += group.hide_padding(keys, rows)
+        missing += group.expire(keys, rows, now_ms, restart=config.absent == "init")
         if missing:
             rows, created = _place(group, keys, rows, ahead, left, now_ms)
             pinned = np.concatenate([pinned, rows])
-        prepared = _combine(group, keys, rows, grads, owned=given.owned)
+        prepared = (
+            _combine_bags(group, given, rows) if isinstance(given, BagGradients) else _combine(group, given, rows)
+        )
         prepared.pinned, prepared.created, prepared.counted = pinned[pinned >= 0], created, counted
         prepared.step = step
     except BaseException:
         pinned = np.concatenate([pinned[pinned >= 0], created])
-        Prepared(group, rows, keys, grads, pinned, created, counted=counted).release(undo=True)
+        Prepared(group, rows, keys, given.grads, pinned, created, counted=counted).release(undo=True)
         raise
     counters.push_keys += keys.size
     return prepared
@@ -152,7 +205,7 @@ def prepare(group: Group, given: Gradients, step: int, ahead: Fetched, left: int
 
 def _place(group: Group, keys: I64, rows: I64, ahead: Fetched, left: int, now_ms: int) -> tuple[I64, I64]:
     config, counters = group.config, group.counters
-    positions = group._not_padding(keys, np.flatnonzero(rows < 0))
+    positions = group.not_padding(keys, np.flatnonzero(rows < 0))
     distinct, inverse = np.unique(keys[positions], return_inverse=True)
     fetched = ahead if np.array_equal(distinct, ahead.keys) and group.table.left == left else group.fetch(distinct)
     create = np.full(distinct.size, config.absent == "init")
@@ -169,33 +222,53 @@ def _place(group: Group, keys: I64, rows: I64, ahead: Fetched, left: int, now_ms
     return rows, placed[made]
 
 
-def _combine(group: Group, keys: I64, rows: I64, grads: F32, *, owned: bool) -> Prepared:
-    none = np.empty(0, np.int64)
+def _combine(group: Group, given: Gradients, rows: I64) -> Prepared:
     if group.config.duplicates == "sequential":
-        keep = rows >= 0
-        if group.config.not_finite == "skip_row":
-            bad = not_finite_rows(grads)
-            group.counters.skipped_not_finite += int(keep[bad].sum())
-            keep[bad] = False
-        if not keep.all():
-            rows, keys, grads = rows[keep], keys[keep], grads[keep]
-        elif not owned:
-            keys, grads = keys.copy(), grads.copy()
-        return Prepared(group, rows, keys, grads, none, none)
-    first = np.empty(rows.size, np.int64)
-    inverse = np.empty(rows.size, np.int64)
+        return _in_turn(group, given.keys, rows, given.grads, owned=given.owned)
+    first, inverse = np.empty(rows.size, np.int64), np.empty(rows.size, np.int64)
     count = k.distinct(rows, group.table.mark, first, inverse)
     if count == rows.size:
-        if not owned:
-            # the caller's arrays: what the journal hashed must be what it writes, whatever becomes of them meanwhile
-            keys, grads = keys.copy(), grads.copy()
-    else:
-        sums = np.empty((count, group.config.dim), np.float32)
-        finite: list[bool] = []
-        in_parts(count, lambda part: finite.append(k.sum_by(grads, inverse, first, part.start, part.stop, sums)))
-        rows, keys, grads = rows[first[:count]], keys[first[:count]], sums
-        if not all(finite):
-            must_be_finite(group, keys, grads)  # finite gradients can have an infinite sum
+        # the caller's arrays: what the journal hashed must be what it writes, whatever becomes of them meanwhile
+        keys, grads = (given.keys, given.grads) if given.owned else (given.keys.copy(), given.grads.copy())
+        return _summed(group, rows, keys, grads, finite=True)
+    sums = np.empty((count, group.config.dim), np.float32)
+    finite: list[bool] = []
+    in_parts(count, lambda part: finite.append(k.sum_by(given.grads, inverse, first, part.start, part.stop, sums)))
+    return _summed(group, rows[first[:count]], given.keys[first[:count]], sums, finite=all(finite))
+
+
+def _combine_bags(group: Group, given: BagGradients, rows: I64) -> Prepared:
+    data = group.table.data
+    if group.config.duplicates == "sequential":
+        return _in_turn(group, given.keys, rows, given.per_key(data, rows), owned=True)
+    first, inverse = np.empty(rows.size, np.int64), np.empty(rows.size, np.int64)
+    count = k.distinct(rows, group.table.mark, first, inverse)
+    keys, rows = given.keys[first[:count]], rows[first[:count]]
+    sums = given.by_row(inverse, count)
+    # The journal holds whichever is smaller. What depends on the rows, or may turn out not to be finite, is summed now.
+    if not sums.limits.size and sums.nbytes < 4 * sums.dim * count and sums.surely_finite():
+        return Prepared(group, rows, keys, sums, _NONE, _NONE)
+    grads, finite = sums.all(data, rows)
+    return _summed(group, rows, keys, grads, finite=finite)
+
+
+def _in_turn(group: Group, keys: I64, rows: I64, grads: F32, *, owned: bool) -> Prepared:
+    keep = rows >= 0
+    if group.config.not_finite == "skip_row":
+        bad = not_finite_rows(grads)
+        group.counters.skipped_not_finite += int(keep[bad].sum())
+        keep[bad] = False
+    if not keep.all():
+        rows, keys, grads = rows[keep], keys[keep], grads[keep]
+    elif not owned:
+        keys, grads = keys.copy(), grads.copy()
+    return Prepared(group, rows, keys, grads, _NONE, _NONE)
+
+
+def _summed(group: Group, rows: I64, keys: I64, grads: F32, *, finite: bool) -> Prepared:
+    # finite: whether what was added up is
+    if not finite:
+        must_be_finite(group, keys, grads)  # finite gradients can have an infinite sum
     if group.config.not_finite == "skip_row":
         bad = not_finite_rows(grads)
         if bad.size:
@@ -203,20 +276,27 @@ def _combine(group: Group, keys: I64, rows: I64, grads: F32, *, owned: bool) -> 
             good = np.ones(rows.size, np.bool_)
             good[bad] = False
             rows, keys, grads = rows[good], keys[good], grads[good]
-    return Prepared(group, rows, keys, grads, none, none)
+    return Prepared(group, rows, keys, grads, _NONE, _NONE)
 
 
 # --- after the journal ---
 
 
-def apply(group: Group, rows: I64, grads: F32, *, sequential: bool, step: int, now_ms: int, lsn: int) -> None:
+def apply(group: Group, rows: I64, grads: F32 | BagSums, sequential: bool, step: int, now_ms: int, lsn: int) -> None:
     """Update rows. With the lock held.
 
     sequential: rows may repeat and are updated in order; otherwise they are distinct. step: the global step, or -1 for
     each row's own.
     """
     norms: list[tuple[float, float]] = []
-    if sequential and rows.size:
+
+    def update(rows: I64, grads: F32) -> None:
+        norms.append(_update(group, rows, grads, step, now_ms, lsn))
+
+    if isinstance(grads, BagSums):
+        sums = grads
+        in_parts(rows.size, lambda part: _in_blocks(group, rows, sums, part, update))
+    elif sequential and rows.size:
         first, inverse, rank = (np.empty(rows.size, np.int64) for _ in range(3))
         count = k.distinct(rows, group.table.mark, first, inverse)
         k.occurrence(inverse, count, rank)
@@ -224,12 +304,22 @@ def apply(group: Group, rows: I64, grads: F32, *, sequential: bool, step: int, n
         ends = np.cumsum(np.bincount(rank))
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             at = order[start:end]
-            norms.append(_update(group, rows[at], grads[at], step, now_ms, lsn))
+            update(rows[at], grads[at])
     elif rows.size:
-        in_parts(rows.size, lambda part: norms.append(_update(group, rows[part], grads[part], step, now_ms, lsn)))
+        in_parts(rows.size, lambda part: update(rows[part], grads[part]))
     group.counters.updates += rows.size
     group.counters.gradient_square_sum += sum(total for total, _ in norms)
     group.gradient_norm.note(math.sqrt(max((largest for _, largest in norms), default=0.0)))
+
+
+def _in_blocks(group: Group, rows: I64, sums: BagSums, part: slice, update: Callable[[I64, F32], None]) -> None:
+    # no more gradients at a time than stay in the cache from being summed to being used
+    size = max(64, _BLOCK_BYTES // (4 * sums.dim))
+    grads = np.empty((min(size, part.stop - part.start), sums.dim), np.float32)
+    for low in range(part.start, part.stop, size):
+        high = min(low + size, part.stop)
+        sums.part(low, high, group.table.data, rows, grads)
+        update(rows[low:high], grads[: high - low])
 
 
 def _update(group: Group, rows: I64, grads: F32, step: int, now_ms: int, lsn: int) -> tuple[float, float]:
@@ -261,42 +351,3 @@ def _update_rows(group: Group, rows: I64, grads: F32, step: int, now_ms: int, ls
         low = -np.inf if config.weight_min is None else config.weight_min
         high = np.inf if config.weight_max is None else config.weight_max
         k.bound_weights(table.data, rows, config.dim, np.float32(low), np.float32(high))
-
-
-# --- from the journal ---
-
-
-def replay(group: Group, section: Section, now_ms: int, lsn: int) -> None:
-    """Apply a journal entry's section to the rows that have not seen it. Takes the lock. Raises NeedSpace."""
-    with group.lock:
-        keys, table = np.array(section.keys), group.table  # a copy: kernels are compiled for writable arrays only
-        rows, missing = table.find(keys, k.TOUCHED | k.PINNED)
-        pinned = rows
-        try:
-            if missing:
-                rows = place_for_replay(group, keys, rows, lsn)
-                pinned = rows
-            unseen = table.header[rows, 3] < lsn
-            begin = unseen & (section.fresh != 0)
-            restart, at = np.unique(rows[begin], return_index=True)
-            if restart.size:
-                group._begin(keys[begin][at], restart, now_ms, lsn - 1)
-            grads = np.ascontiguousarray(section.grads[unseen])
-            sequential, step = section.sequential, section.step
-            apply(group, rows[unseen], grads, sequential=sequential, step=step, now_ms=now_ms, lsn=lsn)
-        finally:
-            k.change_flags(table.flags, pinned, k.PINNED, 0)
-        if section.step >= 0:
-            group.global_step = section.step
-
-
-def place_for_replay(group: Group, keys: I64, rows: I64, lsn: int) -> I64:
-    """`rows` with each -1 loaded from disk, or created as older than entry `lsn`; pinned. With the lock held."""
-    positions = np.flatnonzero(rows < 0)
-    distinct, inverse = np.unique(keys[positions], return_inverse=True)
-    # expiry was decided when the entry was written (its `fresh` flags): whatever is on disk is taken as it is
-    placed, made = group.place(group.fetch(distinct), np.ones(distinct.size, np.bool_), _BEFORE_ALL, k.PINNED)
-    group.table.header[placed[made], 3] = lsn - 1
-    rows = rows.copy()
-    rows[positions] = placed[inverse]
-    return rows

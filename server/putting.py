@@ -9,6 +9,7 @@ from rockbed.interrupts import Uninterrupted
 from rockbed.requests import PUT_MODES, PutRows
 from rockbed.server import push
 from rockbed.server.group import Group
+from rockbed.server.replaying import place_for_replay
 from rockbed.server.space import with_space
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import Kind, Put, put_parts
@@ -63,7 +64,7 @@ def _validated(group: Group, rows: PutRows, now_ms: int) -> Put:
     if n and (keys[1:] == keys[:-1]).any():
         twice = keys[1:][keys[1:] == keys[:-1]]
         raise InvalidConfig(f"{twice.size} keys are sent more than once, the first {twice[0]}: a key has one row")
-    if group._not_padding(keys, np.arange(n)).size < n:
+    if group.not_padding(keys, np.arange(n)).size < n:
         raise InvalidConfig(f"key {group.config.padding_key} is the padding key of group {group.number}: it has no row")
     data = np.empty((n, dim + state), np.float32)
     data[:, :dim] = rows.weights
@@ -142,7 +143,7 @@ def replay(group: Group, put: Put, lsn: int) -> None:
         pinned = rows
         try:
             if missing:
-                pinned = rows = push.place_for_replay(group, keys, rows, lsn)
+                pinned = rows = place_for_replay(group, keys, rows, lsn)
             unseen = table.header[rows, 3] < lsn
             _store(group, rows[unseen], put.part(unseen), lsn)
         finally:

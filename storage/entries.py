@@ -6,9 +6,14 @@ GROUP     request, the group's config as JSON: created, or changed from here on
 PUT       request, u32 group, u32 width, u64 n, keys i64[n], update counts i64[n], update times i64[n] (ms), rows f32[n,
           width], weights then slots: stored as they are
 DROP      request, u32 group, u32 0: the group and all of its rows are gone
+BAG_PUSH  as PUSH, but a section may be of bags
 request   u64 number, u32 length of the client id, u32 0, client id utf-8; length 0 = none
-section   u32 group, u32 dim, u32 sequential, u32 0, u64 n, i64 step (-1 = each row's own), keys i64[n],
+section   u32 group, u32 dim, u32 sequential, u32 form = 0, u64 n, i64 step (-1 = each row's own), keys i64[n],
           fresh u8[n] (1: the row starts from its initial value), gradients f32[n, dim]
+of bags   u32 group, u32 dim, u32 0, u32 form = 1, u64 n, i64 step, keys i64[n], fresh u8[n], then u64 positions, u32
+          bags, u32 weighted, numbers i32[positions], sizes u32[bags], weights f32[positions] if weighted, gradients
+          f32[bags, dim]: position p, in the bag that the sizes say, sends weights[p] * gradients[bag] to the row of
+          keys[numbers[p]], to none where that is -1; a row's gradients are summed in the order of the positions
 """
 
 import struct
@@ -20,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from rockbed.requests import Request
-from rockbed.types import F32, I64, U8, AnyArray, Bool
+from rockbed.types import F32, I32, I64, U8, U32, AnyArray, Bool
 
 
 class Kind(IntEnum):
@@ -31,6 +36,7 @@ class Kind(IntEnum):
     GROUP = 3
     PUT = 4
     DROP = 5
+    BAG_PUSH = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,25 @@ class Section:
     fresh: U8
     grads: F32
     sequential: bool = False
+    step: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class BagSection:
+    """One group's share of a push of pooled rows, smaller than their summed gradients.
+
+    keys: int64[n], distinct; fresh: uint8[n]; inverse: int32[positions], the number of a position's key, or -1; sizes:
+    uint32[bags], how many positions each has; weights: float32[positions], or empty = 1 each; grads: float32[bags,
+    dim].
+    """
+
+    group: int
+    keys: I64
+    fresh: U8
+    inverse: I32
+    sizes: U32
+    weights: F32
+    grads: F32
     step: int = -1
 
 
@@ -64,6 +89,7 @@ class Put:
 
 _REQUEST = struct.Struct("<QII")
 _SECTION = struct.Struct("<IIIIQq")
+_BAGS = struct.Struct("<QII")
 _DELETE = struct.Struct("<IIQ")
 _PUT = struct.Struct("<IIQ")
 _DROP = struct.Struct("<II")
@@ -87,14 +113,23 @@ def _request_parts(request: Request | None) -> list[Any]:
     return [_REQUEST.pack(request.number, len(client), 0), _padded(client)]
 
 
-def push_parts(request: Request | None, sections: Sequence[Section]) -> list[Any]:
-    """The payload of a PUSH as buffers to be written one after another; arrays are not copied."""
+def push_kind(sections: Sequence[Section | BagSection]) -> Kind:
+    """The kind of the entry that holds them."""
+    return Kind.BAG_PUSH if any(isinstance(each, BagSection) for each in sections) else Kind.PUSH
+
+
+def push_parts(request: Request | None, sections: Sequence[Section | BagSection]) -> list[Any]:
+    """The payload of a PUSH or BAG_PUSH as buffers to be written one after another; arrays are not copied."""
     parts = [*_request_parts(request), _COUNT.pack(len(sections), 0)]
     for s in sections:
-        n, dim = s.grads.shape
-        parts.append(_SECTION.pack(s.group, dim, s.sequential, 0, n, s.step))
+        of_bags = isinstance(s, BagSection)
+        sequential = not isinstance(s, BagSection) and s.sequential
+        parts.append(_SECTION.pack(s.group, s.grads.shape[1], sequential, of_bags, s.keys.size, s.step))
         parts.append(s.keys)
         parts.append(_words(s.fresh))
+        if isinstance(s, BagSection):
+            parts.append(_BAGS.pack(s.inverse.size, s.sizes.size, s.weights.size > 0))
+            parts += [_words(array) for array in (s.inverse, s.sizes, s.weights) if array.size]
         parts.append(_words(s.grads))
     return parts
 
@@ -148,18 +183,28 @@ class _Reader:
         return Request(bytes(self.take(length)).decode(), number) if length else None
 
 
-def read_push(payload: memoryview) -> tuple[Request | None, list[Section]]:
+def read_push(payload: memoryview) -> tuple[Request | None, list[Section | BagSection]]:
     """The reverse of `push_parts`; the arrays are read-only views of the payload."""
     reader = _Reader(payload)
     request = reader.request()
-    sections = []
+    sections: list[Section | BagSection] = []
     for _ in range(reader.unpack(_COUNT)[0]):
-        group, dim, sequential, _, n, step = reader.unpack(_SECTION)
+        group, dim, sequential, of_bags, n, step = reader.unpack(_SECTION)
         keys = reader.array(np.int64, n)
         fresh = reader.array(np.uint8, n)
-        grads = reader.array(np.float32, n * dim).reshape(n, dim)
-        sections.append(Section(group, keys, fresh, grads, bool(sequential), step))
+        if of_bags:
+            sections.append(BagSection(group, keys, fresh, *_bags(reader, dim), step))
+        else:
+            grads = reader.array(np.float32, n * dim).reshape(n, dim)
+            sections.append(Section(group, keys, fresh, grads, bool(sequential), step))
     return request, sections
+
+
+def _bags(reader: _Reader, dim: int) -> tuple[I32, U32, F32, F32]:
+    positions, bags, weighted = reader.unpack(_BAGS)
+    numbers, sizes = reader.array(np.int32, positions), reader.array(np.uint32, bags)
+    weights = reader.array(np.float32, positions if weighted else 0)
+    return numbers, sizes, weights, reader.array(np.float32, bags * dim).reshape(bags, dim)
 
 
 def read_delete(payload: memoryview) -> tuple[int, I64, str]:

@@ -97,6 +97,11 @@ class HotTable:
         )
         return rows, sum(missing)
 
+    def touch(self, rows: I64, touch: int) -> None:
+        """What `find` does to the rows that it finds. rows: int64[n], all in memory."""
+        self.calls += 1
+        in_parts(rows.shape[0], lambda part: k.change_flags(self.flags, rows[part], 0, touch))
+
     def gather(self, rows: I64, out: F32) -> None:
         """out[i] = the weights of rows[i], zeros where it is -1. out: float32[n, dim], C-contiguous."""
         in_parts(rows.shape[0], lambda part: k.gather(self.data, rows[part], self.dim, out[part]))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from rockbed.kernels import kernel, prefetch, statistic
+from rockbed.kernels import inlined, kernel, prefetch, statistic
 from rockbed.storage.index import insert_one, remove_one
 from rockbed.storage.record import slot_of
 from rockbed.types import F32, I32, I64, U8
@@ -21,15 +21,22 @@ _HEADER_BYTES = 32
 _MARK_BYTES = 4
 
 
+@inlined
+def prefetch_weights(data: F32, row: int, dim: int) -> None:
+    """Ask for the cache lines of data[row, :dim]."""
+    start = row * data.shape[1] * 4
+    for offset in range(start, start + dim * 4, 64):
+        prefetch(data, offset)
+    prefetch(data, start + dim * 4 - 1)  # rows are not aligned to lines, so one more may hold the end
+
+
 @kernel
 def gather(data: F32, rows: I64, dim: int, out: F32) -> None:
     """out[i] = data[rows[i], :dim], or zeros where rows[i] < 0. out: float32[n, dim]."""
     n = rows.shape[0]
-    row_bytes = data.shape[1] * 4
     for i in range(n):
         if i + _AHEAD < n and rows[i + _AHEAD] >= 0:
-            for offset in range(0, dim * 4, 64):
-                prefetch(data, rows[i + _AHEAD] * row_bytes + offset)
+            prefetch_weights(data, rows[i + _AHEAD], dim)
         r = rows[i]
         if r < 0:
             for j in range(dim):

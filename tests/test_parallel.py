@@ -14,7 +14,7 @@ from rockbed.parallel import GRAIN, in_parts
 @pytest.fixture
 def no_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a process that has not used threads yet, with three of them."""
-    monkeypatch.setattr(parallel, "_THREADS", 3)
+    monkeypatch.setattr(parallel, "THREADS", 3)
     monkeypatch.setattr(parallel, "_pool", None)
     monkeypatch.setattr(parallel, "_pool_process", 0)
     yield

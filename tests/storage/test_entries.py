@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from rockbed.requests import Request
 from rockbed.storage.entries import (
+    BagSection,
     Kind,
     Put,
     Section,
     delete_parts,
     drop_parts,
     group_parts,
+    push_kind,
     push_parts,
     put_parts,
     read_delete,
@@ -53,6 +55,7 @@ def test_pushes(request: Request | None, shapes: list[tuple[int, int, bool, int]
     assert back_request == request
     assert len(back) == len(sections)
     for one, other in zip(sections, back, strict=True):
+        assert isinstance(other, Section)
         assert (one.group, one.sequential, one.step) == (other.group, other.sequential, other.step)
         for name in ("keys", "fresh", "grads"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
@@ -140,7 +143,8 @@ def _global_step() -> Section:
 
 
 def test_golden_kinds() -> None:
-    assert {kind.name: kind.value for kind in Kind} == {"PUSH": 1, "DELETE": 2, "GROUP": 3, "PUT": 4, "DROP": 5}
+    kinds = {"PUSH": 1, "DELETE": 2, "GROUP": 3, "PUT": 4, "DROP": 5, "BAG_PUSH": 6}
+    assert {kind.name: kind.value for kind in Kind} == kinds
 
 
 @pytest.mark.parametrize(
@@ -157,6 +161,60 @@ def test_golden_kinds() -> None:
 )  # fmt: skip
 def test_golden_push(request_: Request | None, sections: list[Section], golden: str) -> None:
     assert _payload(push_parts(request_, sections)).hex() == golden
+
+
+def test_golden_bag_push() -> None:
+    section = BagSection(
+        group=0x0102,
+        keys=np.array([1, -1]),
+        fresh=np.array([1, 0], np.uint8),
+        inverse=np.array([0, 1, -1], np.int32),
+        sizes=np.array([1, 2], np.uint32),
+        weights=np.array([1, 2, 0.5], np.float32),
+        grads=np.array([[1], [2]], np.float32),
+        step=3,
+    )
+    golden = (
+        NO_REQUEST
+        + "0100000000000000"
+        + "0201000001000000"
+        + "0000000001000000"
+        + "0200000000000000"
+        + "0300000000000000"
+        + "0100000000000000ffffffffffffffff"
+        + "0100000000000000"
+        + "03000000000000000200000001000000"
+        + "0000000001000000ffffffff00000000"
+        + "0100000002000000"
+        + "0000803f000000400000003f00000000"
+        + "0000803f00000040"
+    )
+    assert push_kind([section]) == Kind.BAG_PUSH
+    assert _payload(push_parts(None, [section])).hex() == golden
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 4), st.integers(1, 5), st.booleans())
+def test_pushes_of_bags(keys: int, positions: int, bags: int, dim: int, weighted: bool) -> None:
+    rng = np.random.default_rng(1)
+    section = BagSection(
+        group=7,
+        keys=rng.integers(-(2**63), 2**63 - 1, keys),
+        fresh=rng.integers(0, 2, keys).astype(np.uint8),
+        inverse=rng.integers(-1, keys, positions).astype(np.int32),
+        sizes=rng.integers(0, 9, bags).astype(np.uint32),
+        weights=rng.standard_normal(positions if weighted else 0).astype(np.float32),
+        grads=rng.standard_normal((bags, dim)).astype(np.float32),
+        step=5,
+    )
+    by_key = Section(3, np.arange(2), np.zeros(2, np.uint8), np.ones((2, 3), np.float32))
+    _, (first, back, last) = read_push(_payload(push_parts(None, [by_key, section, by_key])))
+    assert isinstance(back, BagSection)
+    assert (back.group, back.step) == (7, 5)
+    for name in ("keys", "fresh", "inverse", "sizes", "weights", "grads"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(section, name))
+    for each in (first, last):
+        assert isinstance(each, Section)
+        np.testing.assert_array_equal(each.grads, by_key.grads)
 
 
 def test_golden_delete() -> None:

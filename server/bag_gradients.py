@@ -1,0 +1,156 @@
+"""A push of gradients of pooled rows: what each bag's gradient means for the rows in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rockbed.parallel import in_parts
+from rockbed.server.bags import CleanBags
+from rockbed.storage import bag_kernels as k
+from rockbed.storage.hot import HotTable
+from rockbed.types import F32, I32, I64, U32
+
+_LARGEST = 3e38  # of a float32, less what a sum may be rounded up by
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Where a lookup found the rows of its keys, int64[n]: true until a row has left the table."""
+
+    table: HotTable
+    left: int
+    rows: I64
+
+    def holds(self, table: HotTable) -> bool:
+        """Whether it is still true of the table that the group has now. With the group's lock held."""
+        return self.table is table and self.left == table.left
+
+
+@dataclass(frozen=True, slots=True)
+class BagGradients:
+    """A group's share of a push of pooled rows; the arrays are nobody else's.
+
+    keys: int64[n], every one counts. bag: int32[n], the bag of each; sizes: uint32[bags]. weights: float32[n], or
+    empty = 1 each. grads: float32[bags, dim], of the sum over a bag. limits: float32[bags], its max_norm or 0; empty =
+    no bag has one. step: as of Gradients. seen: where the keys were found lately.
+    """
+
+    group: int
+    keys: I64
+    bag: I32
+    sizes: U32
+    weights: F32
+    grads: F32
+    limits: F32
+    step: int | None
+    seen: Seen | None = None
+
+    def per_key(self, data: F32, rows: I64) -> F32:
+        """The gradient that each position sends to its row, float32[n, dim]."""
+        out = np.empty((self.keys.size, self.grads.shape[1]), np.float32)
+        k.repeat_bags(self.bag, self.weights, self.grads, self.limits, data, rows, out)
+        return out
+
+    def by_row(self, inverse: I64, count: int) -> "BagSums":
+        """The same by distinct row. inverse: int64[n], the number of each position's row, or -1; count: of numbers."""
+        return BagSums.of(inverse.astype(np.int32), count, self.bag, self.sizes, self.weights, self.grads, self.limits)
+
+
+@dataclass(frozen=True, slots=True)
+class BagSums:
+    """The summed gradients of distinct rows, not summed yet.
+
+    inverse: int32[n], the number of the row of each position, or -1. bag, sizes, weights, grads, limits: as of
+    BagGradients. order, starts: the positions of each row, see bag_kernels.by_number.
+    """
+
+    inverse: I32
+    bag: I32
+    sizes: U32
+    weights: F32
+    grads: F32
+    limits: F32
+    order: I32 = field(repr=False)
+    starts: I64 = field(repr=False)
+
+    @classmethod
+    def of(cls, inverse: I32, count: int, bag: I32, sizes: U32, weights: F32, grads: F32, limits: F32) -> "BagSums":
+        """inverse has the numbers 0..count - 1."""
+        starts, order = np.zeros(count + 1, np.int64), np.empty(inverse.size, np.int32)
+        k.by_number(inverse, starts, order)
+        return cls(inverse, bag, sizes, weights, grads, limits, order, starts)
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return self.starts.size - 1
+
+    @property
+    def dim(self) -> int:
+        return int(self.grads.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in a journal, instead of 4 * dim * count."""
+        return self.inverse.nbytes + self.sizes.nbytes + self.weights.nbytes + self.grads.nbytes
+
+    def surely_finite(self) -> bool:
+        """Whether no sum can be NaN or infinite."""
+        if not self.count:
+            return True
+        weight = float(np.abs(self.weights).max()) if self.weights.size else 1.0
+        most = int(np.diff(self.starts).max())
+        return k.largest(self.grads.reshape(-1)) * max(weight, 1.0) * most < _LARGEST
+
+    def part(self, low: int, high: int, data: F32, rows: I64, out: F32) -> bool:
+        """out = the sums of the rows low..high - 1, float32[high - low, dim]. data[rows]: all of the rows as they were
+        looked up. Returns whether what was summed is finite."""
+        finite: bool = k.sum_bags(
+            self.order, self.starts, self.bag, self.weights, self.grads, self.limits, data, rows, low, high, out
+        )
+        return finite
+
+    def all(self, data: F32, rows: I64) -> tuple[F32, bool]:
+        """All of the sums, float32[count, dim], and whether they are finite. data, rows: as of `part`."""
+        sums = np.empty((self.count, self.dim), np.float32)
+        finite: list[bool] = []
+        in_parts(self.count, lambda part: finite.append(self.part(part.start, part.stop, data, rows, sums[part])))
+        return sums, all(finite)
+
+
+def joined(
+    features: Sequence[CleanBags],
+    given: Sequence[tuple[F32, int]],
+    seen: Sequence[Seen],
+    dim: int,
+    step: int | None,
+) -> BagGradients:
+    """A group's share of a push from the features that it has in a batch, at least one.
+
+    given: for each, the array that holds the gradients of its bags, and their first column. seen: for each, or none.
+    """
+    one = len(features) == 1
+    keys = features[0].keys if one else np.concatenate([each.keys for each in features])
+    bag = np.empty(keys.size, np.int32)
+    grads = np.empty((sum(each.count for each in features), dim), np.float32)
+    weights = np.ones(keys.size if any(each.weights.size for each in features) else 0, np.float32)
+    limits = np.zeros(grads.shape[0] if any(each.max_norm for each in features) else 0, np.float32)
+    bags = at = 0
+    for each, (array, column) in zip(features, given, strict=True):
+        k.bags_of(each.offsets, bags, bag[at : at + each.keys.size])
+        k.take_gradients(array, column, each.scale, grads[bags : bags + each.count])
+        if each.weights.size:
+            weights[at : at + each.keys.size] = each.weights
+        if each.max_norm:
+            limits[bags : bags + each.count] = each.max_norm
+        bags, at = bags + each.count, at + each.keys.size
+    sizes = np.concatenate([np.diff(each.offsets) for each in features]).astype(np.uint32)
+    return BagGradients(features[0].group, keys, bag, sizes, weights, grads, limits, step, _one_of(seen))
+
+
+def _one_of(seen: Sequence[Seen]) -> Seen | None:
+    if not seen or any(each.left != seen[0].left or (each.rows < 0).any() for each in seen):
+        return None
+    rows = seen[0].rows if len(seen) == 1 else np.concatenate([each.rows for each in seen])
+    return Seen(seen[0].table, seen[0].left, rows)

@@ -1,0 +1,60 @@
+"""One feature's share of a batch as the kernels take it: pruned, filled, and with the scale of each bag."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rockbed.bags import Bags
+from rockbed.config import GroupConfig
+from rockbed.storage import bag_kernels as k
+from rockbed.types import F32, I64
+
+_COMBINERS = {None: k.SUM, "sum": k.SUM, "mean": k.MEAN, "sqrtn": k.SQRTN}
+_NO_FLOATS = np.empty(0, np.float32)
+_NO_KEYS = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class CleanBags:
+    """Bags of which every key counts. keys: int64[n]; offsets: int64[bags + 1]; weights: float32[n], or empty = 1 each;
+    scale: float32[bags], what the sum over a bag is multiplied by, or empty = 1."""
+
+    group: int
+    keys: I64
+    offsets: I64
+    weights: F32
+    scale: F32
+    max_norm: float | None
+    pooled: bool  # False for a sequence, whose every key is a bag of its own
+
+    @property
+    def count(self) -> int:
+        """How many bags there are."""
+        return self.offsets.size - 1
+
+
+def clean(bags: Bags, config: GroupConfig) -> CleanBags:
+    """What is left of a feature's share. It has been checked."""
+    keys, offsets = bags.keys, bags.offsets
+    weights = _NO_FLOATS if bags.weights is None else bags.weights
+    if bags.combiner is None:
+        offsets = np.arange(keys.size + 1)
+    combiner = _COMBINERS[bags.combiner]
+    positive = combiner != k.SUM
+    padding = _NO_KEYS if config.padding_key is None else _one(config.padding_key)
+    default = _NO_KEYS if bags.default_key is None else _one(bags.default_key)
+    if not k.is_clean(keys, offsets, weights, bags.negative, positive, padding, default.size > 0):
+        room = keys.size + (offsets.size - 1 if default.size else 0)
+        kept, ends = np.empty(room, np.int64), np.empty_like(offsets)
+        kept_weights = np.empty(room if weights.size else 0, np.float32)
+        n = k.prune(keys, offsets, weights, bags.negative, positive, padding, default, kept, ends, kept_weights)
+        keys, offsets, weights = kept[:n], ends, kept_weights[:n]
+    scale = _NO_FLOATS
+    if combiner != k.SUM and (weights.size or (np.diff(offsets) > 1).any()):
+        scale = np.empty(offsets.size - 1, np.float32)
+        k.scales(offsets, weights, combiner, scale)
+    return CleanBags(bags.group, keys, offsets, weights, scale, bags.max_norm, bags.combiner is not None)
+
+
+def _one(key: int) -> I64:
+    return np.array([key & (2**64 - 1)], np.uint64).view(np.int64)

@@ -1,0 +1,209 @@
+"""Lookups in one group. Its lock is held while rows in memory are read, and never while the disk is."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from rockbed.errors import BatchTooLarge
+from rockbed.parallel import in_parts
+from rockbed.server.bags import CleanBags
+from rockbed.server.fitting import must_take
+from rockbed.server.group import SPACE_TRIES, Fetched, Group
+from rockbed.storage import bag_kernels
+from rockbed.storage import hot_kernels as k
+from rockbed.storage.hot import NeedSpace
+from rockbed.storage.record import headers_of
+from rockbed.types import F32, I64, Bool
+
+_PIECE_ROWS = 16_384  # absent keys that a lookup deals with at a time
+
+
+def lookup(group: Group, keys: I64, out: F32, *, train: bool) -> None:
+    """Fill out[i] with the weights of keys[i]. keys: int64[n]; out: float32[n, dim], C-contiguous. Takes the lock.
+
+    train: absent keys get a row (if admitted), occurrences count, the TTL is renewed if the group says so.
+    """
+    must_take(group.config, keys.size, out)
+    now_ms = group.host.now_ms()
+    with group.lock:
+        rows, missing = _find(group, keys, now_ms, train=train)
+        group.table.gather(rows, out)
+        left = group.table.left
+    if missing:
+        positions, distinct, inverse, counts = _absent(group, keys, rows)
+        out[positions] = _look_up_absent(group, distinct, counts, now_ms, left, train=train)[inverse]
+
+
+def prefetch(group: Group, keys: I64) -> tuple[int, int]:
+    """Bring rows from disk into memory; none is created, nothing counts as a lookup. Takes the lock.
+
+    keys: int64[n]. Returns how many of the distinct keys have their row in memory now, and how many have none.
+    """
+    now_ms = group.host.now_ms()
+    distinct = np.unique(keys)
+    with group.lock:
+        rows, missing = group.table.find(distinct)
+        missing += group.hide_padding(distinct, rows)
+        missing += group.expire(distinct, rows, now_ms, restart=False)
+        left = group.table.left
+    absent = distinct[group.not_padding(distinct, np.flatnonzero(rows < 0))]
+    nowhere = missing - absent.size  # the padding key
+    for piece in _pieces(group, absent.size):
+        part = absent[piece]
+        scratch = np.empty((part.size, group.config.dim), np.float32)
+        none = np.zeros(part.size, np.int64)
+        nowhere += _look_up_piece(group, part, none, scratch, now_ms, left, train=False)
+    return distinct.size - nowhere, nowhere
+
+
+def _find(group: Group, keys: I64, now_ms: int, *, train: bool) -> tuple[I64, int]:
+    """The row of each key, int64[n], and how many have none in memory (-1): what can get one at once has got it."""
+    group.must_exist()
+    rows, missing = group.table.find(keys)
+    missing += group.hide_padding(keys, rows)
+    missing += group.expire(keys, rows, now_ms, restart=train)
+    if train and group.config.refresh == "lookup":
+        k.touch_time(group.table.header, group.table.flags, rows, now_ms)
+    group.counters.lookup_keys += keys.size
+    group.counters.memory_hits += keys.size - missing
+    if missing and train and group.insert_at_once(keys, rows, missing, now_ms):
+        missing = 0
+    return rows, missing
+
+
+# --- bags ---
+
+
+def pool(group: Group, bags: CleanBags, out: F32, column: int, *, train: bool) -> tuple[I64, int]:
+    """Fill out[b, column : column + dim] with the combined rows of bag b. out: float32[bags, width]. Takes the lock.
+
+    train: as of `lookup`. Returns the row of each key, -1 where it is not in memory, and `table.left` of that moment.
+    """
+    now_ms = group.host.now_ms()
+    with group.lock:
+        rows, missing = _find(group, bags.keys, now_ms, train=train)
+        left = group.table.left
+        if not missing:
+            _combine(group, bags, rows, np.empty((0, group.config.dim), np.float32), out, column)
+            return rows, left
+    _, distinct, _, counts = _absent(group, bags.keys, rows)
+    weights = _look_up_absent(group, distinct, counts, now_ms, left, train=train)
+    while True:
+        with group.lock:
+            group.must_exist()
+            left = group.table.left
+            rows, _ = group.table.find(bags.keys)
+            group.hide_padding(bags.keys, rows)
+            group.expire(bags.keys, rows, now_ms, restart=train)
+            positions, absent, inverse, _ = _absent(group, bags.keys, rows)
+            at = np.minimum(np.searchsorted(distinct, absent), max(distinct.size - 1, 0))
+            known = distinct[at] == absent if distinct.size else np.zeros(absent.size, np.bool_)
+            if known.all():
+                seen = rows.copy()
+                rows[positions] = -2 - at[inverse]
+                _combine(group, bags, rows, weights, out, column)
+                return seen, left
+        # Rows that were there a moment ago have made room for others meanwhile. What is known of keys only grows.
+        more = absent[~known]
+        found = _look_up_absent(group, more, np.zeros(more.size, np.int64), now_ms, left, train=train)
+        distinct, weights = np.concatenate([distinct, more]), np.concatenate([weights, found])
+        order = np.argsort(distinct)
+        distinct, weights = distinct[order], weights[order]
+
+
+def _combine(group: Group, bags: CleanBags, rows: I64, absent: F32, out: F32, column: int) -> None:
+    data, dim, limit = group.table.data, group.config.dim, np.float32(bags.max_norm or 0)
+
+    def combine(part: slice) -> None:
+        # bags that begin within the part; the first part has the empty ones before it, the last those behind
+        low = 0 if part.start == 0 else np.searchsorted(bags.offsets[:-1], part.start)
+        high = bags.count if part.stop == rows.size else np.searchsorted(bags.offsets[:-1], part.stop)
+        weights, scale, ends = bags.weights, bags.scale, bags.offsets
+        bag_kernels.pool(data, absent, rows, ends, weights, scale, limit, dim, out, column, low, high)
+
+    in_parts(rows.size, combine)
+
+
+# --- keys that are not in memory ---
+
+
+def _absent(group: Group, keys: I64, rows: I64) -> tuple[I64, I64, I64, I64]:
+    """The positions whose row is -1, the distinct keys there, which of them each position has, and how often each
+    occurs. The padding key counts as none."""
+    positions = group.not_padding(keys, np.flatnonzero(rows < 0))
+    distinct, inverse, counts = np.unique(keys[positions], return_inverse=True, return_counts=True)
+    return positions, distinct, inverse, counts
+
+
+def _look_up_absent(group: Group, keys: I64, counts: I64, now_ms: int, left: int, *, train: bool) -> F32:
+    """The weights of distinct keys, which were not in memory when `table.left` was `left`: float32[n, dim]."""
+    weights = np.empty((keys.size, group.config.dim), np.float32)
+    for piece in _pieces(group, keys.size):
+        _look_up_piece(group, keys[piece], counts[piece], weights[piece], now_ms, left, train=train)
+    return weights
+
+
+def _pieces(group: Group, n: int) -> Iterator[slice]:
+    # rows of a piece all fit in memory together, and what is read from disk for it stays small
+    step = min(max(32, group.table.capacity // 4), _PIECE_ROWS)
+    return (slice(start, start + step) for start in range(0, n, step))
+
+
+def _look_up_piece(group: Group, keys: I64, counts: I64, out: F32, now_ms: int, left: int, *, train: bool) -> int:
+    # Returns how many have no row. Takes the lock.
+    fetched = group.fetch(keys)
+    create: Bool | None = None
+    for attempt in range(SPACE_TRIES + 1):
+        try:
+            with group.lock:
+                group.must_exist()
+                fetched = group.refetched(fetched, left)
+                if create is None:
+                    create = _admit(group, fetched, counts, now_ms) if train else np.zeros(keys.size, np.bool_)
+                rows, _ = group.place(fetched, create, now_ms)
+                if train and group.config.refresh == "lookup":
+                    k.touch_time(group.table.header, group.table.flags, rows, now_ms)
+                group.table.gather(rows, out)
+                break
+        except NeedSpace as need:
+            if attempt == SPACE_TRIES:
+                raise BatchTooLarge(
+                    f"group {group.number}: {need.rows} rows more do not fit into the memory budget"
+                ) from None
+            group.host.make_space(need)
+            with group.lock:
+                left = group.table.left - 1  # whatever was fetched may be stale by now
+    nothing = np.flatnonzero(rows < 0)
+    if nothing.size:
+        value = group.config.unadmitted_value if train else group.config.miss_value
+        _fill_absent(group, keys[nothing], out, nothing, value)
+        with group.lock:
+            if train:
+                group.counters.not_admitted += int(counts[nothing].sum())
+            else:
+                group.counters.misses += int(counts[nothing].sum())
+    return nothing.size
+
+
+def _admit(group: Group, fetched: Fetched, counts: I64, now_ms: int) -> Bool:
+    """Which keys may get a row; counts the occurrences of those that have none."""
+    create = np.ones(fetched.keys.size, np.bool_)
+    if group.admission is None:
+        return create
+    has_row = group.table.find(fetched.keys)[0] >= 0
+    alive = headers_of(fetched.records)["update_time"] > group.oldest_ms(now_ms)
+    has_row[fetched.found[alive]] = True
+    new = np.flatnonzero(~has_row)
+    create[new] = group.admission.admit(fetched.keys[new], counts[new])
+    group.admission_changed |= new.size > 0
+    return create
+
+
+def _fill_absent(group: Group, keys: I64, out: F32, positions: I64, value: float | str) -> None:
+    config = group.config
+    if value == "initializer":
+        rows = np.empty((keys.size, config.dim), np.float32)
+        group.initializer.fill(rows, np.arange(keys.size), keys, config.dim, config.seed, group.number)
+        out[positions] = rows
+    else:
+        out[positions] = np.float32(value)

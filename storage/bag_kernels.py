@@ -1,0 +1,301 @@
+"""Loops over bags of keys: what is pruned, the rows of each bag combined to one, and the gradient's way back.
+
+A batch's bags lie one after another: bag b has the positions offsets[b]..offsets[b + 1] - 1. An array that may be
+absent is empty then; numba would compile every combination of arrays and None.
+"""
+
+import math
+
+import numpy as np
+
+from rockbed.kernels import kernel
+from rockbed.storage.hot_kernels import prefetch_weights
+from rockbed.types import F32, I32, I64
+
+SUM, MEAN, SQRTN = 0, 1, 2
+_AHEAD = 24
+
+
+@kernel
+def is_clean(keys: I64, offsets: I64, weights: F32, negative: bool, positive: bool, padding: I64, fill: bool) -> bool:
+    """Whether `prune` would change nothing. padding: int64[1], or empty; positive, fill: see there."""
+    bad = 0
+    if not negative:
+        for i in range(keys.shape[0]):
+            bad |= keys[i] < 0
+    if padding.shape[0]:
+        for i in range(keys.shape[0]):
+            bad |= keys[i] == padding[0]
+    if positive:
+        for i in range(weights.shape[0]):
+            bad |= not weights[i] > 0
+    if fill:
+        for b in range(offsets.shape[0] - 1):
+            bad |= offsets[b] == offsets[b + 1]
+    return bad == 0
+
+
+@kernel
+def prune(
+    keys: I64,
+    offsets: I64,
+    weights: F32,
+    negative: bool,
+    positive: bool,
+    padding: I64,
+    default: I64,
+    kept: I64,
+    ends: I64,
+    kept_weights: F32,
+) -> int:
+    """Copy what counts: keys >= 0 unless `negative`, not the padding key, with weights > 0 if `positive`.
+
+    padding, default: int64[1], or empty. A bag left empty holds default[0] with weight 1. kept: int64[n + bags];
+    ends: like offsets; kept_weights: float32[n + bags], empty without weights. Returns how many keys there are.
+    """
+    weighted = weights.shape[0] > 0
+    n = 0
+    ends[0] = 0
+    for b in range(offsets.shape[0] - 1):
+        for i in range(offsets[b], offsets[b + 1]):
+            if keys[i] < 0 and not negative:
+                continue
+            if padding.shape[0] and keys[i] == padding[0]:
+                continue
+            if weighted:
+                if positive and not weights[i] > 0:
+                    continue
+                kept_weights[n] = weights[i]
+            kept[n] = keys[i]
+            n += 1
+        if n == ends[b] and default.shape[0]:
+            kept[n] = default[0]
+            if weighted:
+                kept_weights[n] = 1
+            n += 1
+        ends[b + 1] = n
+    return n
+
+
+@kernel
+def scales(offsets: I64, weights: F32, combiner: int, scale: F32) -> None:
+    """scale[b] = what the sum over bag b is multiplied by: 1 / sum(w), or 1 / sqrt(sum(w^2)). Sums in float64."""
+    for b in range(scale.shape[0]):
+        total = 0.0
+        if weights.shape[0] == 0:
+            total = np.float64(offsets[b + 1] - offsets[b])
+        elif combiner == MEAN:
+            for i in range(offsets[b], offsets[b + 1]):
+                total += np.float64(weights[i])
+        else:
+            for i in range(offsets[b], offsets[b + 1]):
+                total += np.float64(weights[i]) * np.float64(weights[i])
+        if combiner == SQRTN:
+            total = math.sqrt(total)
+        scale[b] = np.float32(1.0 / total) if total > 0.0 else np.float32(0.0)
+
+
+@kernel
+def pool(
+    data: F32,
+    absent: F32,
+    rows: I64,
+    offsets: I64,
+    weights: F32,
+    scale: F32,
+    limit: np.float32,
+    dim: int,
+    out: F32,
+    column: int,
+    low: int,
+    high: int,
+) -> None:
+    """out[b, column : column + dim] = scale[b] * sum(weights[i] * row i) over the positions of bag b, low <= b < high.
+
+    The row of position i is data[rows[i], :dim]; absent[-2 - rows[i]] where rows[i] < -1; zeros where it is -1.
+    limit: rows of a larger L2 norm are scaled down to it; 0 = none. weights, scale: empty = 1. Sums in float32, in
+    order.
+    """
+    last = offsets[high]
+    d = np.uint64(dim)
+    start = np.uint64(column)
+    for b in range(low, high):
+        for j in range(d):
+            out[b, start + j] = 0
+        for i in range(offsets[b], offsets[b + 1]):
+            if i + _AHEAD < last and rows[i + _AHEAD] >= 0:
+                prefetch_weights(data, rows[i + _AHEAD], dim)
+            r = rows[i]
+            if r == -1:
+                continue
+            weight = weights[i] if weights.shape[0] else np.float32(1)
+            if limit > 0:
+                square = 0.0
+                for j in range(d):
+                    value = data[np.uint64(r), j] if r >= 0 else absent[np.uint64(-2 - r), j]
+                    square += np.float64(value) * np.float64(value)
+                norm = math.sqrt(square)
+                if norm > limit:
+                    weight = np.float32(weight * (limit / norm))
+            if r < 0:
+                s = np.uint64(-2 - r)
+                for j in range(d):
+                    out[b, start + j] += weight * absent[s, j]
+            else:
+                s = np.uint64(r)
+                for j in range(d):
+                    out[b, start + j] += weight * data[s, j]
+        if scale.shape[0]:
+            for j in range(d):
+                out[b, start + j] *= scale[b]
+
+
+@kernel
+def take_gradients(given: F32, column: int, scale: F32, grads: F32) -> None:
+    """grads[b] = scale[b] * given[b, column : column + dim]. grads: float32[bags, dim]; scale: empty = 1."""
+    for b in range(grads.shape[0]):
+        s = scale[b] if scale.shape[0] else np.float32(1)
+        for j in range(grads.shape[1]):
+            grads[b, j] = given[b, column + j] * s
+
+
+@kernel
+def bags_of(offsets: I64, first: int, bag: I32) -> None:
+    """bag[i] = first + the bag that position i lies in."""
+    for b in range(offsets.shape[0] - 1):
+        for i in range(offsets[b], offsets[b + 1]):
+            bag[i] = first + b
+
+
+@kernel
+def largest(values: F32) -> float:
+    """The largest magnitude of float32[n]: infinity where one is infinite or NaN."""
+    most = np.float32(0)
+    for i in range(values.shape[0]):
+        value = abs(values[i])
+        most = max(most, value if value <= np.float32(np.inf) else np.float32(np.inf))
+    return float(most)
+
+
+@kernel
+def by_number(inverse: I32, starts: I64, order: I32) -> None:
+    """The positions of each number, ascending: those of u are order[starts[u]..starts[u + 1] - 1].
+
+    inverse: int32[n], 0..m-1, or -1 for none. starts: int64[m + 1], zero before.
+    """
+    m = starts.shape[0] - 1
+    for i in range(inverse.shape[0]):
+        if inverse[i] >= 0:
+            starts[inverse[i]] += 1
+    total = 0
+    for u in range(m + 1):
+        count = starts[u]
+        starts[u] = total
+        total += count
+    for i in range(inverse.shape[0]):
+        u = inverse[i]
+        if u >= 0:
+            order[starts[u]] = i
+            starts[u] += 1
+    for u in range(m, 0, -1):
+        starts[u] = starts[u - 1]
+    starts[0] = 0
+
+
+@kernel
+def sum_bags(
+    order: I32,
+    starts: I64,
+    bag: I32,
+    weights: F32,
+    grads: F32,
+    limits: F32,
+    data: F32,
+    rows: I64,
+    low: int,
+    high: int,
+    sums: F32,
+) -> bool:
+    """sums[u - low] = the gradient of row u from all of its positions, in order, for low <= u < high.
+
+    Position i sends weights[i] * grads[bag[i]]. order, starts: as of `by_number`. weights: empty = 1.
+    limits: float32[bags], the max_norm that the row was scaled down to in that bag, 0 = none; empty = none at all. Then
+    data[rows[u]] is the row as it was looked up. Returns whether what was summed is finite.
+
+    With n = |e| above the limit c the scaled row is c e / n, and a gradient g of that is c / n (g - e (e . g) / n^2)
+    of e.
+    """
+    dim = np.uint64(grads.shape[1])
+    finite = True
+    part = np.empty(grads.shape[1], np.float32)
+    for u in range(low, high):
+        to = np.uint64(u - low)
+        for j in range(dim):
+            sums[to, j] = 0
+        if limits.shape[0] == 0:
+            for p in range(starts[u], starts[u + 1]):
+                i = order[p]
+                g = np.uint64(bag[i])
+                if weights.shape[0]:
+                    weight = weights[i]
+                    for j in range(dim):
+                        sums[to, j] += weight * grads[g, j]
+                else:
+                    for j in range(dim):
+                        sums[to, j] += grads[g, j]
+        else:
+            p = starts[u]
+            while p < starts[u + 1]:
+                limit = limits[bag[order[p]]]
+                for j in range(dim):
+                    part[j] = 0
+                while p < starts[u + 1] and limits[bag[order[p]]] == limit:
+                    i = order[p]
+                    weight = weights[i] if weights.shape[0] else np.float32(1)
+                    for j in range(dim):
+                        part[j] += weight * grads[bag[i], j]
+                    p += 1
+                square = 0.0
+                along = 0.0
+                if limit > 0:
+                    for j in range(dim):
+                        value = np.float64(data[rows[u], j])
+                        square += value * value
+                        along += value * np.float64(part[j])
+                norm = math.sqrt(square)
+                if norm > limit and limit > 0:
+                    shrink = limit / norm
+                    for j in range(dim):
+                        value = np.float64(part[j]) - np.float64(data[rows[u], j]) * along / square
+                        sums[to, j] += np.float32(shrink * value)
+                else:
+                    for j in range(dim):
+                        sums[to, j] += part[j]
+        total = np.float32(0)
+        for j in range(dim):
+            total += sums[to, j] * np.float32(0)  # NaN where one is not finite
+        finite &= total == 0
+    return finite
+
+
+@kernel
+def repeat_bags(bag: I32, weights: F32, grads: F32, limits: F32, data: F32, rows: I64, out: F32) -> None:
+    """out[i] = the gradient that position i sends to its row rows[i], see `sum_bags`; nothing is summed."""
+    dim = grads.shape[1]
+    for i in range(bag.shape[0]):
+        weight = weights[i] if weights.shape[0] else np.float32(1)
+        for j in range(dim):
+            out[i, j] = weight * grads[bag[i], j]
+        limit = limits[bag[i]] if limits.shape[0] else np.float32(0)
+        if limit > 0 and rows[i] >= 0:
+            square = 0.0
+            along = 0.0
+            for j in range(dim):
+                value = np.float64(data[rows[i], j])
+                square += value * value
+                along += value * np.float64(out[i, j])
+            norm = math.sqrt(square)
+            if norm > limit:
+                for j in range(dim):
+                    value = np.float64(out[i, j]) - np.float64(data[rows[i], j]) * along / square
+                    out[i, j] = np.float32(limit / norm * value)

@@ -1,0 +1,162 @@
+"""The loops over bags, against plain numpy in float64."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from rockbed.storage import bag_kernels as k
+from rockbed.types import F32, F64, I64
+
+NO_KEYS = np.empty(0, np.int64)
+NO_FLOATS = np.empty(0, np.float32)
+
+
+def offsets_of(sizes: list[int]) -> I64:
+    return np.concatenate([[0], np.cumsum(np.array(sizes, np.int64))])
+
+
+def limited(row: F64, limit: float) -> F64:
+    norm = np.sqrt((row * row).sum())
+    return row * (limit / norm) if 0 < limit < norm else row
+
+
+def gradient_of(row: F64, limit: float, gradient: F64) -> F64:
+    """By differences: the derivative of gradient . limited(row) for row."""
+    step, out = 1e-6, np.empty_like(row)
+    for j in range(row.size):
+        away = np.zeros_like(row)
+        away[j] = step
+        out[j] = gradient @ (limited(row + away, limit) - limited(row - away, limit)) / (2 * step)
+    return out
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("negative", [False, True])
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("padding", [NO_KEYS, np.array([5])])
+@pytest.mark.parametrize("default", [NO_KEYS, np.array([99])])
+def test_pruning_keeps_what_counts_and_fills_what_is_empty(
+    weighted: bool, negative: bool, positive: bool, padding: I64, default: I64
+) -> None:
+    rng = np.random.default_rng(0)
+    offsets = offsets_of([0, 3, 1, 0, 6, 2, 0])
+    keys = rng.integers(-3, 7, offsets[-1])
+    weights = rng.integers(-1, 3, keys.size).astype(np.float32) if weighted else NO_FLOATS
+    wanted: list[list[tuple[int, float]]] = []
+    for start, end in itertools.pairwise(offsets):
+        bag = [(int(keys[i]), float(weights[i]) if weighted else 1.0) for i in range(start, end)]
+        bag = [(key, w) for key, w in bag if (negative or key >= 0) and key not in padding]
+        bag = [(key, w) for key, w in bag if w > 0 or not (weighted and positive)]
+        wanted.append(bag or [(int(key), 1.0) for key in default])
+    kept, ends = np.empty(keys.size + 7, np.int64), np.empty_like(offsets)
+    kept_weights = np.empty(keys.size + 7 if weighted else 0, np.float32)
+    n = k.prune(keys, offsets, weights, negative, positive, padding, default, kept, ends, kept_weights)
+    assert ends.tolist() == offsets_of([len(bag) for bag in wanted]).tolist()
+    assert kept[:n].tolist() == [key for bag in wanted for key, _ in bag]
+    if weighted:
+        assert kept_weights[:n].tolist() == [w for bag in wanted for _, w in bag]
+    same = wanted == [
+        [(int(keys[i]), float(weights[i]) if weighted else 1.0) for i in range(start, end)]
+        for start, end in itertools.pairwise(offsets)
+    ]
+    assert k.is_clean(keys, offsets, weights, negative, positive, padding, default.size > 0) == same
+
+
+def test_clean_bags_are_said_to_be() -> None:
+    keys, offsets = np.array([1, 2, 3]), offsets_of([2, 1])
+    assert k.is_clean(keys, offsets, np.ones(3, np.float32), False, True, np.array([5]), True)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_scales(weighted: bool) -> None:
+    offsets = offsets_of([0, 2, 3])
+    weights = np.array([1, 3, 0.5, 2, 1], np.float32) if weighted else NO_FLOATS
+    by = weights.astype(np.float64) if weighted else np.ones(5)
+    for combiner, norm in ((k.MEAN, lambda w: w.sum()), (k.SQRTN, lambda w: np.sqrt((w * w).sum()))):
+        scale = np.empty(3, np.float32)
+        k.scales(offsets, weights, combiner, scale)
+        np.testing.assert_allclose(scale, [0, 1 / norm(by[:2]), 1 / norm(by[2:])], rtol=1e-7)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16, 17])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("limit", [0.0, 0.8])
+def test_pooling(dim: int, weighted: bool, limit: float) -> None:
+    rng = np.random.default_rng(dim)
+    data = rng.standard_normal((50, dim + 2)).astype(np.float32)
+    absent = rng.standard_normal((4, dim)).astype(np.float32)
+    offsets = offsets_of([0, 3, 40, 1, 0])
+    rows = rng.integers(-5, 50, offsets[-1])
+    weights = rng.standard_normal(rows.size).astype(np.float32) if weighted else NO_FLOATS
+    scale = rng.random(5).astype(np.float32)
+    out = np.full((5, dim + 5), 7, np.float32)
+    k.pool(data, absent, rows, offsets, weights, scale, np.float32(limit), dim, out, 2, 0, 3)
+    assert (out[3:] == 7).all()  # bags that were not asked for
+    k.pool(data, absent, rows, offsets, weights, scale, np.float32(limit), dim, out, 2, 3, 5)
+    assert (out[:, :2] == 7).all()
+    assert (out[:, 2 + dim :] == 7).all()
+    for b in range(5):
+        total = np.zeros(dim)
+        for i in range(offsets[b], offsets[b + 1]):
+            row = data[rows[i], :dim] if rows[i] >= 0 else absent[-2 - rows[i]] if rows[i] < -1 else np.zeros(dim)
+            weight = float(weights[i]) if weighted else 1.0
+            total += weight * limited(np.asarray(row, np.float64), limit)
+        # float32 sums of up to 40 values of about 1
+        np.testing.assert_allclose(out[b, 2 : 2 + dim], total * scale[b], rtol=1e-5, atol=4e-6)
+
+
+def test_a_bag_of_one_row_is_its_bits() -> None:
+    data = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
+    rows, out = np.array([3, 0, 8]), np.empty((3, 4), np.float32)
+    none = np.empty((0, 4), np.float32)
+    k.pool(data, none, rows, np.arange(4), NO_FLOATS, NO_FLOATS, np.float32(0), 4, out, 0, 0, 3)
+    np.testing.assert_array_equal(out, data[rows, :4])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("limit", [None, 0.7])
+def test_gradients_go_back_to_the_rows(weighted: bool, limit: float | None) -> None:
+    rng = np.random.default_rng(3)
+    dim, bags, positions, count = 5, 6, 40, 8
+    data = rng.standard_normal((20, dim + 1)).astype(np.float32)
+    rows = rng.permutation(20)[:count]
+    bag = np.sort(rng.integers(0, bags, positions)).astype(np.int32)
+    inverse = rng.integers(-1, count, positions).astype(np.int32)
+    inverse[inverse == 5] = 4  # a number that no position has
+    weights = rng.standard_normal(positions).astype(np.float32) if weighted else NO_FLOATS
+    grads = rng.standard_normal((bags, dim)).astype(np.float32)
+    limits = np.where(np.arange(bags) < 3, limit, 0).astype(np.float32) if limit else NO_FLOATS
+    starts, order = np.zeros(count + 1, np.int64), np.empty(positions, np.int32)
+    k.by_number(inverse, starts, order)
+    for u in range(count):
+        assert order[starts[u] : starts[u + 1]].tolist() == np.flatnonzero(inverse == u).tolist()
+    wanted, apart = np.zeros((count, dim)), np.zeros((positions, dim))
+    for i in range(positions):
+        gradient = grads[bag[i]].astype(np.float64) * (float(weights[i]) if weighted else 1.0)
+        row = data[rows[inverse[i]], :dim].astype(np.float64)
+        apart[i] = gradient_of(row, float(limits[bag[i]]), gradient) if limit and inverse[i] >= 0 else gradient
+        if inverse[i] >= 0:
+            wanted[inverse[i]] += apart[i]
+    sums: F32 = np.empty((count, dim), np.float32)
+    for low, high in ((0, 3), (3, count)):
+        assert k.sum_bags(order, starts, bag, weights, grads, limits, data, rows, low, high, sums[low:high])
+    np.testing.assert_allclose(sums, wanted, rtol=1e-5, atol=1e-5)  # float32 sums, and differences of 1e-6
+    one_by_one: F32 = np.empty((positions, dim), np.float32)
+    of_position = np.where(inverse >= 0, rows[inverse], -1)
+    k.repeat_bags(bag, weights, grads, limits, data, of_position, one_by_one)
+    np.testing.assert_allclose(one_by_one, apart, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_sums_that_are_not_finite_are_told(bad: float) -> None:
+    grads = np.array([[1, 2], [bad, 0]], np.float32)
+    order, starts = np.array([0, 1], np.int32), np.array([0, 1, 2])
+    bag, rows = np.array([0, 1], np.int32), np.zeros(2, np.int64)
+    sums: F32 = np.empty((2, 2), np.float32)
+    arguments = (order, starts, bag, NO_FLOATS, grads, NO_FLOATS, grads, rows)
+    assert k.sum_bags(*arguments, 0, 1, sums)
+    assert not k.sum_bags(*arguments, 1, 2, sums)
+    assert k.largest(grads.reshape(-1)) == np.inf
+    assert k.largest(grads[0]) == 2
+    assert k.largest(np.array([-3, 1], np.float32)) == 3

@@ -52,10 +52,10 @@ def check_bags(batch: Sequence[Bags]) -> int:
     for each in batch:
         _check_settings(each)
         _check_arrays(each)
-    sizes = {each.name: each.offsets.size - 1 for each in batch}
-    if len(set(sizes.values())) > 1:
+    sizes = [each.offsets.size - 1 for each in batch]
+    if len(set(sizes)) > 1:
         raise WrongShape(
-            f"the features of a batch differ in the number of bags: {_short(sizes)}. Give each an offset for every "
+            f"the features of a batch differ in the number of bags: {_short(batch)}. Give each an offset for every "
             "sample, also for those without keys"
         )
     total = sum(each.keys.size for each in batch)
@@ -116,6 +116,6 @@ def _check_arrays(bags: Bags) -> None:
         )
 
 
-def _short(sizes: dict[str, int]) -> str:
-    shown = [f"{name!r} has {size}" for name, size in list(sizes.items())[:8]]
-    return ", ".join(shown) + (", ..." if len(sizes) > 8 else "")
+def _short(batch: Sequence[Bags]) -> str:
+    shown = [f"{each.name!r} has {each.offsets.size - 1}" for each in batch[:8]]
+    return ", ".join(shown) + (", ..." if len(batch) > 8 else "")

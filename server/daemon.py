@@ -47,7 +47,6 @@ class Daemon:
         """
         keep_large_blocks()
         self.config = config
-        engine.kept = KeptBatches(config.limits)
         self._serving = Serving(engine)
         self._tokens = None if config.tokens is None else Tokens(config.tokens)
         self._metrics = None if config.metrics_listen is None else MetricsEndpoint(self._serving, config.metrics_listen)
@@ -70,6 +69,7 @@ class Daemon:
             self.stop(0)
             raise
         engine.on_failure = self._health.tell
+        engine.kept = KeptBatches(config.limits)
         for server in self._servers:
             server.start()
 

@@ -4,7 +4,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rockbed.config import whole_problems
+from rockbed.config import number_problems, whole_problems
 from rockbed.cores import cores
 from rockbed.errors import InvalidConfig
 from rockbed.server.limits import Limits
@@ -46,6 +46,8 @@ class ServerConfig:
             *whole_problems("message_bytes_max", self.limits.message_bytes_max, 1 << 16, (1 << 31) - 1),
             *whole_problems("push_bytes_max", self.limits.push_bytes_max, 1 << 16, 1 << 40),
             *whole_problems("keys_max", self.limits.keys_max, 1, 1 << 31),
+            *whole_problems("kept_bytes_max", self.limits.kept_bytes_max, 0, 1 << 40),
+            *number_problems("kept_s", self.limits.kept_s, above=0, most=86_400),
             *self._tls_problems(),
             *self._listen_problems("listen", self.listen),
         ]

@@ -131,6 +131,8 @@ class Settings:
     message_bytes_max: int = _setting(_bytes, _L.message_bytes_max, _LIMITS, "Bytes of a request or an answer.")
     keys_max: int = _setting(_whole, _L.keys_max, _LIMITS, "Keys of a request.")
     push_bytes_max: int = _setting(_bytes, _L.push_bytes_max, _LIMITS, "Bytes of a push in several messages.")
+    kept_bytes_max: int = _setting(_bytes, _L.kept_bytes_max, _LIMITS, "Bytes of batches kept between lookup and push.")
+    kept_s: float = _setting(_seconds, _L.kept_s, _LIMITS, "Seconds that a batch is kept for its push.")
     drain: float = _setting(_seconds, 30.0, _LIMITS, "Seconds that calls under way have when the server is to end.")
     checkpoints: Path | None = _setting(_path, None, _REST, "Directory for checkpoints asked for by clients.")
     exports: Path | None = _setting(_path, None, _REST, "Directory for their dumps, exports and imports.")
@@ -168,7 +170,11 @@ class Settings:
             queue_max=self.queue_max,
             streams_max=self.streams_max,
             limits=Limits(
-                message_bytes_max=self.message_bytes_max, keys_max=self.keys_max, push_bytes_max=self.push_bytes_max
+                message_bytes_max=self.message_bytes_max,
+                keys_max=self.keys_max,
+                push_bytes_max=self.push_bytes_max,
+                kept_bytes_max=self.kept_bytes_max,
+                kept_s=self.kept_s,
             ),
             checkpoints=self.checkpoints,
             exports=self.exports,

@@ -47,6 +47,8 @@ _STORE = (
     ),
     _Family("memory_stalls_total", "memory_stalls", "Calls that waited for room in memory."),
     _Family("memory_stall_seconds_total", "memory_stall_s", "Seconds that calls waited for room in memory."),
+    _Family("kept_batches", "kept_batches", "Batches kept between their lookup and their push."),
+    _Family("kept_bytes", "kept_bytes", "Bytes of memory of these."),
 )
 _GROUP = (
     _Family("rows", "rows", "Rows created and not removed; expired ones count until they are swept."),

@@ -34,6 +34,7 @@ def collect(engine: "Engine") -> dict[str, Any]:
         "journal_stall_s": engine.journal_stall.seconds,
         "memory_stalls": engine.memory_stall.count,
         "memory_stall_s": engine.memory_stall.seconds,
+        **engine.kept.statistics(),
         "background_error": None if error is None else str(error),
         **engine.files.statistics(),
         "groups": groups,

@@ -15,6 +15,7 @@ from rockbed.server.daemon_config import ServerConfig
 from rockbed.server.recent import RecentMaximum
 from rockbed.server.service_metrics import SECONDS
 from rockbed.v1 import embedding_pb2, embedding_pb2_grpc
+from tests.api.fused_batches import bags, looked_up
 from tests.api.helpers import Clock, OpenStorage, embedding, engine_of, keys_of, ones, sgd
 from tests.metrics_page import PAGE, page
 from tests.scraping import busy_daemon, scraped, value
@@ -57,6 +58,21 @@ def test_calls_keys_and_bytes_are_counted_by_method(daemon: Daemon) -> None:
         "rockbed_request_bytes_total": sent.ByteSize(),
         "rockbed_response_bytes_total": answer.ByteSize(),
     }
+
+
+def test_fused_batches_count_the_keys_that_travel_and_what_is_kept(daemon: Daemon) -> None:
+    with PyStorage(daemon.target) as storage:
+        batch = [bags("a", 0, [1, 2], [3]), bags("b", 0, [4], [], combiner=None)]
+        pooled, sequences, handle = looked_up(storage, batch, keep=True)
+        assert value(daemon, "rockbed_kept_batches") == 1
+        assert value(daemon, "rockbed_kept_bytes") == storage.stats()["kept_bytes"] > 0
+        storage.backend.fused_apply_gradients(batch, handle, pooled, sequences, {}, None)
+        storage.backend.fused_apply_gradients(batch, None, pooled, sequences, {}, None)
+    assert value(daemon, "rockbed_kept_batches") == 0
+    assert value(daemon, "rockbed_request_keys_total", method="Embedding/FusedLookup") == 4
+    assert value(daemon, "rockbed_request_keys_total", method="Embedding/FusedApplyGradients") == 4
+    done = {"code": "OK", "error": ""}
+    assert value(daemon, "rockbed_requests_total", method="Embedding/FusedApplyGradients", **done) == 2
 
 
 def test_a_call_that_fails_is_counted_with_its_status_and_error(daemon: Daemon) -> None:

@@ -13,6 +13,7 @@ from rockbed import InvalidConfig
 from rockbed.server.cli import app
 from rockbed.server.daemon_logs import JsonLines
 from rockbed.server.daemon_settings import Settings, load
+from rockbed.server.limits import Limits
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,6 +38,13 @@ def test_a_flag_counts_before_the_environment_and_that_before_the_file(file: Pat
     assert [found.sources[name] for name in names] == ["file", "environment", "flag", "default"]
     assert settings.store().memory_budget == 2 << 30
     assert settings.server().workers == 5
+
+
+def test_every_limit_is_a_setting() -> None:
+    wanted = Limits(message_bytes_max=1 << 20, keys_max=3, push_bytes_max=1 << 21, kept_bytes_max=1 << 19, kept_s=2.5)
+    assert all(getattr(wanted, each.name) != each.default for each in fields(Limits))
+    flags = {each.name: str(getattr(wanted, each.name)) for each in fields(Limits)}
+    assert load(None, {}, {"data": "x", **flags}).settings.server().limits == wanted
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_flag_counts_before_the_environment_and_that_before_the_file(file: Pat
     found = load(file, environment, {"workers": "5", "keys_max": None})
     settings = found.settings
     assert (settings.data, settings.memory_budget, settings.ttl) == (Path("from-file"), 2 << 30, 70.0)
-    assert (settings.read_only, settings.workers, settings.keys_max) == (False, 5, 1 << 20)
+    assert (settings.read_only, settings.workers, settings.keys_max) == (False, 5, 1 << 22)
     names = ("data", "ttl", "workers", "keys_max")
     assert [found.sources[name] for name in names] == ["file", "environment", "flag", "default"]
     assert settings.store().memory_budget == 2 << 30

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rockbed.bags import Bags, check_bags
 from rockbed.errors import WrongShape
@@ -13,7 +13,7 @@ from rockbed.requests import Request
 from rockbed.server import lookups
 from rockbed.server.bag_gradients import Seen, joined
 from rockbed.server.bags import CleanBags, clean
-from rockbed.types import F32
+from rockbed.types import F32, AnyArray
 
 if TYPE_CHECKING:
     from rockbed.server.engine import Engine
@@ -33,9 +33,14 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it keeps."""
-        own = sum(each.keys.nbytes + each.offsets.nbytes + each.weights.nbytes for each in self.features)
-        return own + sum(each.rows.nbytes for each in self.seen)
+        """Bytes of memory that it keeps, once for arrays that the batch and what is left of it share."""
+        arrays: list[AnyArray | None] = [each.rows for each in self.seen]
+        for bags in self.batch:
+            arrays += (bags.keys, bags.offsets, bags.weights)
+        for left in self.features:
+            arrays += (left.keys, left.offsets, left.weights, left.scale)
+        whole: list[Any] = [each if each.base is None else each.base for each in arrays if each is not None]
+        return sum({id(each): each.nbytes for each in whole}.values())
 
 
 def lookup(engine: "Engine", batch: Sequence[Bags], pooled: F32, sequences: Sequence[F32], *, train: bool) -> Plan:

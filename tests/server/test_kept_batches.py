@@ -9,9 +9,11 @@ import pytest
 
 from rockbed import UnknownHandle
 from rockbed.bags import Bags
+from rockbed.server import fused
 from rockbed.server.kept_batches import KeptBatches
 from rockbed.server.limits import Limits
-from tests.api.helpers import Clock
+from tests.api.fused_batches import bags
+from tests.api.helpers import Clock, OpenStorage, embedding, engine_of
 
 MIB = 1 << 20
 
@@ -161,3 +163,19 @@ def test_threads_may_keep_and_push_at_once(kept: KeptBatches) -> None:
         worker.join()
     assert len(set(pushed)) == len(pushed) > 0
     assert kept.statistics() == {"kept_batches": 0, "kept_bytes": 0}
+
+
+def test_a_plan_counts_every_array_once(open_storage: OpenStorage) -> None:
+    storage = open_storage()
+    embedding(storage, 4, 1)
+    n = 10_000
+    kept_whole = bags("a", 1, *([key] for key in range(n)))
+    pruned = bags("a", 1, *([key, -1] for key in range(n)))
+    sizes = []
+    for one in (kept_whole, pruned):
+        plan = fused.lookup(engine_of(storage), [one], np.empty((n, 4), np.float32), [], train=True)
+        sizes.append(plan.nbytes)
+    keys = offsets = rows = 8 * n
+    assert keys + offsets + rows <= sizes[0] < keys + offsets + rows + 100
+    # two keys a bag as they came, room for as many of which half are left, offsets of both, and a scale
+    assert sizes[1] >= 2 * keys + 2 * keys + 2 * offsets + rows

@@ -10,7 +10,7 @@ from rockbed.requests import PutRows
 from rockbed.types import F32, I64, AnyArray
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
@@ -22,29 +22,50 @@ def checked_keys(keys: Any) -> I64:
     if not isinstance(keys, np.ndarray) or keys.dtype not in (np.dtype(np.int64), np.dtype(np.uint64)):
         floats = isinstance(keys, np.ndarray) and keys.dtype.kind == "f"
         advice = "read them as integers, floats hold keys to 2^53 only" if floats else "use np.asarray(keys, np.int64)"
-        raise WrongDtype(f"keys must be a numpy array of int64 or uint64, not {_described(keys)}: {advice}")
+        raise WrongDtype(f"keys must be a numpy array of int64 or uint64, not {described(keys)}: {advice}")
     if keys.ndim != 1:
-        raise WrongShape(f"keys must have one axis, not {_described(keys)}: use keys.reshape(-1)")
-    whole = np.ascontiguousarray(keys).view(np.int64)
-    # kernels are compiled for aligned, writable arrays: others are rare enough to be copied
+        raise WrongShape(f"keys must have one axis, not {described(keys)}: use keys.reshape(-1)")
+    return _whole(keys).view(np.int64)
+
+
+def _whole(array: AnyArray) -> AnyArray:
+    """The array as kernels take it, contiguous, aligned and writable: others are rare enough to be copied."""
+    whole = np.ascontiguousarray(array)
     return whole if whole.flags.aligned and whole.flags.writeable else whole.copy()
 
 
 def _checked_size(name: str, array: Any, n: int, dim: int) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != np.dtype(np.float32):
-        raise WrongDtype(f"{name} must be a numpy array of float32, not {_described(array)}: use .astype(np.float32)")
+        raise WrongDtype(f"{name} must be a numpy array of float32, not {described(array)}: use .astype(np.float32)")
     if array.shape not in ((n * dim,), (n, dim)):
         raise WrongShape(
             f"{name} must be float32[{n}, {dim}] or float32[{n * dim}] for {n} keys of dim {dim}, not "
-            f"{_described(array)}"
+            f"{described(array)}"
         )
 
 
 def checked_gradients(gradients: Any, n: int, dim: int) -> F32:
     """float32[n, dim], contiguous; a copy only where the array sent is not. Raises WrongDtype, WrongShape."""
     _checked_size("gradients", gradients, n, dim)
-    whole = np.ascontiguousarray(gradients).reshape(n, dim)
-    return whole if whole.flags.aligned and whole.flags.writeable else whole.copy()
+    return _whole(gradients).reshape(n, dim)
+
+
+def checked_floats(name: str, array: Any, shape: tuple[int, ...]) -> F32:
+    """float32 of just this shape, contiguous, a copy only where the array is not. Raises WrongDtype, WrongShape."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.dtype(np.float32):
+        raise WrongDtype(f"{name} must be a numpy array of float32, not {described(array)}: use .astype(np.float32)")
+    if array.shape != shape:
+        raise WrongShape(f"{name} must be float32{list(shape)}, not {described(array)}")
+    return _whole(array)
+
+
+def checked_integers(name: str, array: Any, axes: int) -> I64:
+    """int64 with so many axes, contiguous, of an array of int64 or int32. Raises WrongDtype, WrongShape."""
+    if not isinstance(array, np.ndarray) or array.dtype not in (np.dtype(np.int64), np.dtype(np.int32)):
+        raise WrongDtype(f"{name} must be a numpy array of int64 or int32, not {described(array)}")
+    if array.ndim != axes:
+        raise WrongShape(f"{name} must have {'one axis' if axes == 1 else f'{axes} axes'}, not {described(array)}")
+    return _whole(array.astype(np.int64, copy=False))
 
 
 def checked_output(weights: Any, keys: I64, dim: int) -> F32:
@@ -74,9 +95,9 @@ def _checked_matrix(name: str, array: Any) -> F32 | None:
     if array is None:
         return None
     if not isinstance(array, np.ndarray) or array.dtype != np.dtype(np.float32):
-        raise WrongDtype(f"{name} must be a numpy array of float32, not {_described(array)}: use .astype(np.float32)")
+        raise WrongDtype(f"{name} must be a numpy array of float32, not {described(array)}: use .astype(np.float32)")
     if array.ndim != 2:
-        raise WrongShape(f"{name} must have two axes, [n, width], not {_described(array)}")
+        raise WrongShape(f"{name} must have two axes, [n, width], not {described(array)}")
     return np.ascontiguousarray(array)
 
 
@@ -84,9 +105,9 @@ def _checked_numbers(name: str, array: Any) -> I64 | None:
     if array is None:
         return None
     if not isinstance(array, np.ndarray) or array.dtype != np.dtype(np.int64):
-        raise WrongDtype(f"{name} must be a numpy array of int64, not {_described(array)}: use .astype(np.int64)")
+        raise WrongDtype(f"{name} must be a numpy array of int64, not {described(array)}: use .astype(np.int64)")
     if array.ndim != 1:
-        raise WrongShape(f"{name} must have one axis, not {_described(array)}")
+        raise WrongShape(f"{name} must have one axis, not {described(array)}")
     return np.ascontiguousarray(array)
 
 

@@ -238,12 +238,18 @@ class PyEmbedding:
     def checked(self, keys: Any, gradients: Any) -> Gradients:
         """The embedding's share of a push. Raises WrongDtype, WrongShape, InvalidConfig."""
         sent = checked_keys(keys)
-        if self.config.step == "global" and self.global_step < 1:
+        step = self.step_to_send()
+        return Gradients(self.group, sent, checked_gradients(gradients, sent.size, self.dim), step)
+
+    def step_to_send(self) -> int | None:
+        """The global step that goes with a push, None where rows count their own. Raises InvalidConfig."""
+        if self.config.step != "global":
+            return None
+        if self.global_step < 1:
             raise InvalidConfig(
                 f"group {self.group} has step='global': set embedding.global_step before the first push"
             )
-        step = self.global_step if self.config.step == "global" else None
-        return Gradients(self.group, sent, checked_gradients(gradients, sent.size, self.dim), step)
+        return self.global_step
 
     def __repr__(self) -> str:
         return f"PyEmbedding(group={self.group}, dim={self.dim}, optimizer={self.config.optimizer['name']!r})"

@@ -49,20 +49,27 @@ from rockbed.errors import (
 if TYPE_CHECKING:
     from rockbed.client.connection import Connection
     from rockbed.client.embedding import PyEmbedding
+    from rockbed.client.feature import Feature
     from rockbed.client.filter import PyFilter
+    from rockbed.client.fused import FusedEmbedding, FusedOutput
     from rockbed.client.initializer import PyInitializer
     from rockbed.client.optimizer import PyOptimizer
     from rockbed.client.parameters import Parameters
+    from rockbed.client.ragged import Ragged
     from rockbed.client.storage import PyStorage
 
 __all__ = [
     "Connection",
+    "Feature",
+    "FusedEmbedding",
+    "FusedOutput",
     "Parameters",
     "PyEmbedding",
     "PyFilter",
     "PyInitializer",
     "PyOptimizer",
     "PyStorage",
+    "Ragged",
     # errors
     "BatchTooLarge",
     "DeadlineExceeded",
@@ -104,12 +111,16 @@ __all__ = [
 
 _LAZY = {
     "Connection": "rockbed.client.connection",
+    "Feature": "rockbed.client.feature",
+    "FusedEmbedding": "rockbed.client.fused",
+    "FusedOutput": "rockbed.client.fused",
     "Parameters": "rockbed.client.parameters",
     "PyEmbedding": "rockbed.client.embedding",
     "PyFilter": "rockbed.client.filter",
     "PyInitializer": "rockbed.client.initializer",
     "PyOptimizer": "rockbed.client.optimizer",
     "PyStorage": "rockbed.client.storage",
+    "Ragged": "rockbed.client.ragged",
 }
 
 

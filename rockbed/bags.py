@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rockbed.config import FLOAT32_MAX, number_problems
+from rockbed.config import FLOAT32_MAX, number_problems, whole_problems
 from rockbed.errors import BatchTooLarge, InvalidConfig, WrongShape
-from rockbed.types import F32, I64
+from rockbed.types import F32, I64, AnyArray
 
 COMBINERS = ("sum", "mean", "sqrtn")
 """How the rows of a bag become one: sum(w e), sum(w e) / sum(w), sum(w e) / sqrt(sum(w^2)), in the names of
@@ -50,8 +50,9 @@ class Bags:
 def check_bags(batch: Sequence[Bags]) -> int:
     """Raise WrongShape, InvalidConfig, BatchTooLarge for what no engine takes. Returns B, 0 without features."""
     for each in batch:
-        _check_settings(each)
-        _check_arrays(each)
+        weighted = each.weights is not None
+        check_settings(each.name, each.combiner, each.max_norm, each.default_key, weights=weighted)
+        check_arrays(each.keys, each.offsets, each.weights, f"feature {each.name!r}: ")
     sizes = [each.offsets.size - 1 for each in batch]
     if len(set(sizes)) > 1:
         raise WrongShape(
@@ -68,51 +69,57 @@ def check_settings(
     name: str, combiner: str | None, max_norm: float | None, default_key: int | None, *, weights: bool = False
 ) -> None:
     """Raise InvalidConfig with everything that a feature cannot be. weights: whether it is sent with weights."""
+    problems = setting_problems(combiner, max_norm, default_key, weights=weights)
+    if problems:
+        raise InvalidConfig(f"feature {name!r}: " + "; ".join(problems))
+
+
+def setting_problems(
+    combiner: str | None, max_norm: float | None, default_key: int | None, *, weights: bool = False
+) -> list[str]:
+    """What is wrong with a feature's settings; empty when nothing is. weights: whether it is sent with weights."""
     problems = []
     if combiner is not None and combiner not in COMBINERS:
         problems.append(f"combiner is {combiner!r}, not one of {', '.join(map(repr, COMBINERS))}, nor None")
     if max_norm is not None:
         problems += number_problems("max_norm", max_norm, above=0, most=FLOAT32_MAX)
+    if default_key is not None:
+        problems += whole_problems("default_key", default_key, -(2**63), 2**64 - 1)
     if combiner is None and default_key is not None:
         problems.append("default_key is for bags; a sequence (combiner=None) has a row for each key and none else")
     if combiner is None and weights:
         problems.append("weights are for combining; a sequence (combiner=None) takes none")
-    if problems:
-        raise InvalidConfig(f"feature {name!r}: " + "; ".join(problems))
+    return problems
 
 
-def _check_settings(bags: Bags) -> None:
-    weighted = bags.weights is not None
-    check_settings(bags.name, bags.combiner, bags.max_norm, bags.default_key, weights=weighted)
+def check_arrays(keys: AnyArray, offsets: I64, weights: F32 | None, prefix: str = "") -> None:
+    """Raise for offsets and weights that do not go with the keys, whatever their dtypes. prefix: of the messages.
 
-
-def _check_arrays(bags: Bags) -> None:
-    offsets, nnz = bags.offsets, bags.keys.size
+    Raises WrongShape, BatchTooLarge, InvalidConfig (weights that are not finite).
+    """
+    nnz = keys.size
     if offsets.size == 0:
-        raise WrongShape(f"feature {bags.name!r}: offsets are empty: B bags have B + 1 of them, the first is 0")
+        raise WrongShape(f"{prefix}offsets are empty: B bags have B + 1 of them, the first is 0")
     if offsets[0] != 0 or offsets[-1] != nnz:
         raise WrongShape(
-            f"feature {bags.name!r}: offsets run from {offsets[0]} to {offsets[-1]}, with {nnz} keys they run from 0 "
-            f"to {nnz}"
+            f"{prefix}offsets run from {offsets[0]} to {offsets[-1]}, with {nnz} keys they run from 0 to {nnz}"
         )
     falls = offsets[1:] < offsets[:-1]
     if falls.any():
         at = int(falls.argmax())
-        raise WrongShape(
-            f"feature {bags.name!r}: offsets[{at + 1}] = {offsets[at + 1]} after {offsets[at]}: offsets never fall"
-        )
+        raise WrongShape(f"{prefix}offsets[{at + 1}] = {offsets[at + 1]} after {offsets[at]}: offsets never fall")
     if offsets.size - 1 > BAGS_MAX:
-        raise BatchTooLarge(f"feature {bags.name!r}: {offsets.size - 1} bags, {BAGS_MAX} are the most")
-    if bags.weights is None:
+        raise BatchTooLarge(f"{prefix}{offsets.size - 1} bags, {BAGS_MAX} are the most")
+    if weights is None:
         return
-    if bags.weights.size != nnz:
-        raise WrongShape(f"feature {bags.name!r}: {bags.weights.size} weights for {nnz} keys: each key has one")
-    finite = np.isfinite(bags.weights)
+    if weights.size != nnz:
+        raise WrongShape(f"{prefix}{weights.size} weights for {nnz} keys: each key has one")
+    finite = np.isfinite(weights)
     if not finite.all():
         at = int(np.argmin(finite))
         raise InvalidConfig(
-            f"feature {bags.name!r}: weights[{at}] is {bags.weights[at]}: weights are finite numbers (a key that is "
-            "not to count is left out)"
+            f"{prefix}weights[{at}] is {weights[at]}: weights are finite numbers (a key that is not to count is left "
+            "out)"
         )
 
 

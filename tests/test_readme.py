@@ -1,10 +1,12 @@
-"""The README's Python runs, and the commands that it names exist."""
+"""The Python of the README and of pages that teach by example runs, and the commands that pages name exist."""
 
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.source_tree import ROOT
 
@@ -43,9 +45,10 @@ def run(page: Path, directory: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
-    assert runnable(README.read_text()).strip(), "README.md has no Python that runs"
-    done = run(README, tmp_path)
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "fused.md"], ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    assert runnable(page.read_text()).strip(), f"{page.name} has no Python that runs"
+    done = run(page, tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,0 +1,64 @@
+"""`Feature`: what a fused lookup makes of one sparse feature."""
+
+from dataclasses import KW_ONLY, dataclass
+
+import numpy as np
+
+from rockbed.bags import Bags, setting_problems
+from rockbed.client.embedding import PyEmbedding
+from rockbed.client.ragged import Ragged, signed
+from rockbed.errors import InvalidConfig, WrongDtype
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One sparse feature of a model: the rows that its keys have, and how those of a bag become one.
+
+    name: its key in batches. embedding: where the rows are; several features may share one.
+    combiner: "sum" is sum(w e), "mean" sum(w e) / sum(w), "sqrtn" sum(w e) / sqrt(sum(w^2)), w = 1 without weights;
+        None makes it a sequence: the row of each key, not pooled, without weights.
+    max_norm: a row of a larger L2 norm is scaled down to this before it is combined; its gradient passes through that.
+    default_key: an int of int64 or uint64, never pruned; an empty bag holds it, with weight 1. With None the result of
+        an empty bag is zeros, and it has no gradient.
+    prune_negative: int64 keys below 0 stand for nothing. uint64 keys are never negative.
+
+    Pruned, before a bag counts as empty, are also the padding_key of the embedding and, unless the combiner is "sum",
+    keys of weights <= 0. Raises InvalidConfig with every problem, WrongDtype.
+    """
+
+    name: str
+    embedding: PyEmbedding
+    combiner: str | None = "mean"
+    _: KW_ONLY
+    max_norm: float | None = None
+    default_key: int | None = None
+    prune_negative: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.embedding, PyEmbedding):
+            what = type(self.embedding).__name__
+            raise WrongDtype(f"feature {self.name!r}: embedding is a {what}, not a PyEmbedding")
+        if isinstance(self.max_norm, np.integer | np.floating):
+            object.__setattr__(self, "max_norm", self.max_norm.item())
+        problems = [] if isinstance(self.name, str) and self.name else ["its name must be a str that is not empty"]
+        problems += setting_problems(self.combiner, self.max_norm, self.default_key)
+        if not isinstance(self.prune_negative, bool):
+            problems.append(f"prune_negative is {self.prune_negative!r}, not True or False")
+        if problems:
+            raise InvalidConfig(f"feature {self.name!r}: " + "; ".join(problems))
+        if self.default_key is not None:
+            object.__setattr__(self, "default_key", int(self.default_key))
+
+    def bags(self, ragged: Ragged) -> Bags:
+        """The feature's share of a batch, as it is sent."""
+        return Bags(
+            name=self.name,
+            group=self.embedding.group,
+            keys=ragged.keys.view(np.int64),
+            offsets=ragged.offsets,
+            weights=ragged.weights,
+            combiner=self.combiner,
+            max_norm=self.max_norm,
+            default_key=None if self.default_key is None else signed(self.default_key),
+            negative=ragged.unsigned or not self.prune_negative,
+        )

@@ -1,0 +1,289 @@
+"""`FusedEmbedding`: many sparse features looked up, pooled and trained in one call."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from rockbed.bags import Bags, check_bags
+from rockbed.client.arrays import checked_floats
+from rockbed.client.feature import Feature
+from rockbed.client.ragged import Ragged
+from rockbed.client.request_ids import RequestId, checked_request
+from rockbed.errors import InvalidConfig, RockbedError, UnknownHandle, UnknownName, WrongDtype
+from rockbed.types import F32, I64, U64, AnyArray
+
+Batch = Mapping[str, Ragged | tuple[I64 | U64, I64] | tuple[I64 | U64, I64, F32 | None]]
+"""By the name of the feature: its bags, as a Ragged or as the arguments of one."""
+
+
+class FusedOutput:
+    """What a fused lookup found.
+
+    pooled: float32[B, D], what features with a combiner gave, side by side in their order; np.asarray(out) is it.
+    sequences: by name, float32[nnz, dim], a row for each key of a feature without a combiner.
+    out[name]: a feature's columns of `pooled`, float32[B, dim], as a view, or its sequence.
+    It holds on to the arrays of the batch, for `apply_gradients`.
+    """
+
+    __slots__ = ("_batch", "_fused", "_handle", "pooled", "sequences")
+
+    def __init__(
+        self,
+        fused: "FusedEmbedding",
+        batch: Sequence[Bags],
+        pooled: F32,
+        sequences: dict[str, F32],
+        handle: bytes | None,
+    ) -> None:
+        self.pooled = pooled
+        self.sequences = sequences
+        self._fused = fused
+        self._batch = batch
+        self._handle = handle
+
+    @property
+    def kept(self) -> bool:
+        """Whether the batch was kept for a push, by the server or in this process."""
+        return self._handle is not None
+
+    def __getitem__(self, name: str) -> F32:
+        if name in self.sequences:
+            return self.sequences[name]
+        if name not in self._fused.columns:
+            raise UnknownName(f"there is no feature {name!r}: the features are {_quoted(self._fused.names)}")
+        return self.pooled[:, self._fused.columns[name]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
+        return np.array(self.pooled, dtype, copy=copy)
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def __repr__(self) -> str:
+        sequences = "".join(f", {name}: float32{list(rows.shape)}" for name, rows in self.sequences.items())
+        kept = ", kept" if self.kept else ""
+        return f"FusedOutput(pooled: float32{list(self.pooled.shape)}{sequences}{kept})"
+
+
+class FusedEmbedding:
+    """The sparse features of a model, all in one storage: one call looks all of them up and pools, one call trains.
+
+    >>> with PyStorage("./model") as storage:
+    ...     optimizer, initializer = PyOptimizer(name="adagrad", gamma=0.05), PyInitializer(name="zeros")
+    ...     users = PyEmbedding(storage, optimizer, initializer, dimension=8, group=1)
+    ...     items = PyEmbedding(storage, optimizer, initializer, dimension=16, group=2)
+    ...     fused = FusedEmbedding([Feature("user", users), Feature("seen", items, "sqrtn")])
+    ...     batch = {"user": Ragged.from_lists([[3], [4]]), "seen": Ragged.from_lists([[1, 2, 3], []])}
+    ...     out = fused.lookup(batch)  # out.pooled is float32[2, 24], out["seen"] its last 16 columns
+    ...     fused.apply_gradients(out, np.ones((2, 24), np.float32))
+    """
+
+    def __init__(self, features: Sequence[Feature], *, missing: str = "error") -> None:
+        """features: with names of their own, one at least; they may share groups, whose gradients then meet in one
+        update. missing: a feature that a batch lacks is an "error", or has only "empty" bags.
+
+        Raises InvalidConfig with every problem, WrongDtype.
+        """
+        for each in features:
+            if not isinstance(each, Feature):
+                raise WrongDtype(f"FusedEmbedding takes a list of Feature, not of {type(each).__name__}")
+        self.features = tuple(features)
+        self.missing = missing
+        problems = []
+        if not self.features:
+            problems.append("there are no features: give one at least")
+        twice = [name for name, count in Counter(each.name for each in self.features).items() if count > 1]
+        if twice:
+            problems.append(f"several features are called {_quoted(twice)}: each has a name of its own")
+        others = [
+            each.name for each in self.features if each.embedding.storage is not self.features[0].embedding.storage
+        ]
+        if others:
+            first = self.features[0].name
+            problems.append(f"{_quoted(others)} have another storage than {first!r}: one call goes to one storage")
+        if missing not in ("error", "empty"):
+            problems.append(f"missing is {missing!r}, not one of 'error', 'empty'")
+        if problems:
+            raise InvalidConfig("FusedEmbedding: " + "; ".join(problems))
+        self.storage = self.features[0].embedding.storage
+        self.names = tuple(each.name for each in self.features)
+        self.columns: dict[str, slice] = {}
+        self.dim = 0
+        for each in self.features:
+            if each.combiner is not None:
+                self.columns[each.name] = slice(self.dim, self.dim + each.embedding.dim)
+                self.dim += each.embedding.dim
+
+    def lookup(self, batch: Batch, *, train: bool = True, keep: bool = False) -> FusedOutput:
+        """Look up and pool all features, in one call.
+
+        batch: by the name of each feature, a Ragged of B bags, or its arguments as a tuple. train: as in
+        PyEmbedding.lookup; False creates nothing. keep: ask the server to keep the batch for a short time, so that
+        `apply_gradients` with this output sends gradients alone.
+        Raises UnknownName and InvalidConfig (features), WrongDtype, WrongShape, BatchTooLarge, ReadOnlyStorage,
+        StorageClosed, the disk's errors.
+        """
+        return self._looked_up(*self._shares(batch), train=train, keep=keep)
+
+    def lookup_async(self, batch: Batch, *, train: bool = True, keep: bool = False) -> "Future[FusedOutput]":
+        """As `lookup`, in a thread: a concurrent.futures.Future of its result.
+
+        What the batch lacks is raised at once. Its arrays may not be changed until the future is done.
+        """
+        shares, size = self._shares(batch)
+        return self.storage.ahead.lookup(lambda: self._looked_up(shares, size, train=train, keep=keep))
+
+    def apply_gradients(
+        self,
+        batch: Batch | FusedOutput,
+        grad_pooled: F32 | None,
+        sequences: Mapping[str, F32] | None = None,
+        *,
+        request: RequestId | None = None,
+    ) -> bool:
+        """Update the rows of all features with their groups' optimizers, all or nothing. Durable when it returns.
+
+        batch: what was looked up, or the output of its lookup. grad_pooled: float32[B, D], the gradient of `pooled`;
+        may be None where no feature is pooled. sequences: by name, float32[nnz, dim], the gradient of each sequence.
+        Occurrences of a key, in one feature or several of a group, meet as its `duplicates` says.
+        request: (client id, number from 1) makes the call repeatable: False is returned for a request that has been
+        applied before. Raises what `lookup` raises, GradientNotFinite, RequestTooOld, StorageFull. Then nothing was
+        applied.
+        """
+        return self._push(batch, grad_pooled, sequences, request)()
+
+    def apply_gradients_async(
+        self,
+        batch: Batch | FusedOutput,
+        grad_pooled: F32 | None,
+        sequences: Mapping[str, F32] | None = None,
+        *,
+        request: RequestId | None = None,
+    ) -> "Future[bool]":
+        """As `apply_gradients`, in a thread: a concurrent.futures.Future, done when the push is durable.
+
+        What the arrays lack is raised at once. They may not be changed until the future is done. Pushes of a storage
+        are applied in the order in which they were asked for, and its `close` waits for them.
+        """
+        return self.storage.ahead.push(self._push(batch, grad_pooled, sequences, request))
+
+    def _shares(self, batch: Batch) -> tuple[list[Bags], int]:
+        """Each feature's share of a batch, and B."""
+        if not isinstance(batch, Mapping):
+            raise WrongDtype(f"a batch is a dict of Ragged by feature, not a {type(batch).__name__}")
+        unknown = batch.keys() - set(self.names)
+        if unknown:
+            raise UnknownName(f"there is no feature {_quoted(unknown)}: the features are {_quoted(self.names)}")
+        lacking = [name for name in self.names if name not in batch]
+        if lacking and self.missing == "error":
+            raise InvalidConfig(
+                f"the batch lacks {_quoted(lacking)}: give their bags, or make the FusedEmbedding with missing='empty'"
+            )
+        given = {name: _ragged(name, value) for name, value in batch.items()}
+        size = len(next(iter(given.values()))) if given else 0
+        empty = Ragged(np.empty(0, np.int64), np.zeros(size + 1, np.int64))
+        shares = [each.bags(given.get(each.name, empty)) for each in self.features]
+        return shares, check_bags(shares)
+
+    def _looked_up(self, shares: list[Bags], size: int, *, train: bool, keep: bool) -> FusedOutput:
+        pooled = np.empty((size, self.dim), np.float32)
+        sequences = {
+            share.name: np.empty((share.keys.size, each.embedding.dim), np.float32)
+            for each, share in zip(self.features, shares, strict=True)
+            if each.combiner is None
+        }
+        backend = self.storage.backend
+        handle = backend.fused_lookup(shares, pooled, list(sequences.values()), train=train, keep=keep)
+        return FusedOutput(self, shares, pooled, sequences, handle)
+
+    def _push(
+        self,
+        batch: Batch | FusedOutput,
+        grad_pooled: F32 | None,
+        sequences: Mapping[str, F32] | None,
+        request: RequestId | None,
+    ) -> Callable[[], bool]:
+        """A push that has been checked, to be made by a call."""
+        handle: bytes | None = None
+        shares: Sequence[Bags]
+        if isinstance(batch, FusedOutput):
+            if batch._fused is not self:
+                raise InvalidConfig(f"{batch!r} comes from another FusedEmbedding than {self!r}: push it to its own")
+            shares, size, handle = batch._batch, len(batch), batch._handle
+        else:
+            shares, size = self._shares(batch)
+        if grad_pooled is None and self.dim == 0:
+            grad_pooled = np.empty((size, 0), np.float32)
+        pooled = checked_floats("grad_pooled", grad_pooled, (size, self.dim))
+        rest = self._sequence_gradients(shares, {} if sequences is None else sequences)
+        steps, asked = self._steps(), checked_request(request)
+        backend = self.storage.backend
+
+        def send() -> bool:
+            if handle is not None:
+                try:
+                    return backend.fused_apply_gradients(shares, handle, pooled, rest, steps, asked)
+                except UnknownHandle:
+                    pass  # it was kept for a short time only: the batch goes along
+            return backend.fused_apply_gradients(shares, None, pooled, rest, steps, asked)
+
+        return send
+
+    def _sequence_gradients(self, shares: Sequence[Bags], given: Mapping[str, F32]) -> list[F32]:
+        """The gradients of the sequences, in their order."""
+        wanted = [each.name for each in self.features if each.combiner is None]
+        if not isinstance(given, Mapping):
+            raise WrongDtype(f"sequences is a dict of gradients by feature, not a {type(given).__name__}")
+        unknown = given.keys() - set(wanted)
+        if unknown:
+            raise UnknownName(
+                f"there is no feature {_quoted(unknown)} without a combiner: sequences takes gradients of "
+                f"{_quoted(wanted) or 'none'}"
+            )
+        lacking = [name for name in wanted if given.get(name) is None]
+        if lacking:
+            raise InvalidConfig(
+                f"sequences lacks the gradients of {_quoted(lacking)}: a feature without a combiner has its own there"
+            )
+        return [
+            checked_floats(f"the gradient of {each.name!r}", given[each.name], (share.keys.size, each.embedding.dim))
+            for each, share in zip(self.features, shares, strict=True)
+            if each.combiner is None
+        ]
+
+    def _steps(self) -> dict[int, int]:
+        """By group, the global step of those that have one."""
+        steps: dict[int, int] = {}
+        for each in self.features:
+            step = each.embedding.step_to_send()
+            if step is not None and steps.setdefault(each.embedding.group, step) != step:
+                raise InvalidConfig(
+                    f"feature {each.name!r} is at global step {step}, another one of group {each.embedding.group} at "
+                    f"{steps[each.embedding.group]}: use one PyEmbedding for both"
+                )
+        return steps
+
+    def __repr__(self) -> str:
+        return f"FusedEmbedding({', '.join(self.names)}: float32[B, {self.dim}])"
+
+
+def _ragged(name: str, value: Any) -> Ragged:
+    """The bags of a feature, whose name is put in front of what is wrong with them."""
+    if isinstance(value, Ragged):
+        return value
+    if not isinstance(value, tuple) or len(value) not in (2, 3):
+        sent = f"{len(value)} values" if isinstance(value, tuple) else f"a {type(value).__name__}"
+        raise WrongDtype(
+            f"feature {name!r}: its bags are a Ragged, (keys, offsets) or (keys, offsets, weights), not {sent}"
+        )
+    try:
+        return Ragged(*value)
+    except RockbedError as problem:
+        raise type(problem)(f"feature {name!r}: {problem}") from None
+
+
+def _quoted(names: Iterable[Any]) -> str:
+    return ", ".join(map(repr, names))

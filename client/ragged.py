@@ -1,0 +1,179 @@
+"""`Ragged`: bags of keys, of any number each, for one feature of a fused batch."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from rockbed.bags import BAGS_MAX, KEYS_MAX, check_arrays
+from rockbed.client.arrays import checked_floats, checked_integers, checked_keys, described
+from rockbed.config import whole_problems
+from rockbed.errors import BatchTooLarge, InvalidConfig, WrongDtype, WrongShape
+from rockbed.types import F32, I64, U64, AnyArray, Bool
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Ragged:
+    """B bags of keys, one after the other (CSR): bag b has keys[offsets[b]:offsets[b + 1]], no key or any number.
+
+    keys: int64[nnz] or uint64[nnz]. offsets: int64[B + 1] (int32 is taken too), from 0 to nnz, never falling.
+    weights: float32[nnz], finite, for combiners; None = 1 each.
+    The arrays are kept, not copied, unless their layout asks for it: leave them alone until the batch has been pushed.
+
+    >>> bags = Ragged(np.array([7, 8, 9]), np.array([0, 2, 2, 3]))  # [7, 8], [], [9]
+    >>> len(bags), bags.nnz
+    (3, 3)
+
+    Raises WrongDtype, WrongShape, BatchTooLarge (2^31 keys or more), InvalidConfig (a weight is NaN or infinite).
+    """
+
+    keys: I64 | U64
+    offsets: I64
+    weights: F32 | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keys, np.ndarray) and self.keys.size > KEYS_MAX:  # before anything as large is made of it
+            raise BatchTooLarge(f"{self.keys.size} keys, {KEYS_MAX} are the most of a batch: send smaller batches")
+        object.__setattr__(self, "keys", _as_sent(checked_keys(self.keys), self.keys))
+        object.__setattr__(self, "offsets", checked_integers("offsets", self.offsets, 1))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", _checked_weights(self.weights, self.keys))
+        check_arrays(self.keys, self.offsets, self.weights)
+
+    @classmethod
+    def from_coo(
+        cls, indices: I64, values: I64 | U64, dense_shape: Sequence[int] | I64, weights: F32 | None = None
+    ) -> "Ragged":
+        """Of a sparse tensor's triples, as TensorFlow's SparseTensor has them.
+
+        indices: int64[nnz, rank] (int32 is taken too), rank >= 2, in row-major order; values: the keys, int64[nnz] or
+        uint64[nnz]; dense_shape: rank sizes. All axes but the last are flattened to the bags, whose number is the
+        product of their sizes; the last one is a key's place in its bag. weights: float32[nnz], the values of the
+        sparse tensor of weights.
+        Raises as Ragged does, and WrongShape for indices out of order or out of the shape.
+        """
+        at = checked_integers("indices", indices, 2)
+        keys = checked_keys(values)
+        rank = at.shape[1]
+        if rank < 2:
+            raise WrongShape(f"indices must be int64[nnz, rank] of rank 2 or more, not {described(indices)}")
+        if at.shape[0] != keys.size:
+            raise WrongShape(f"indices must have a row for each of the {keys.size} values, not {described(indices)}")
+        shape = _checked_sizes(dense_shape, rank)
+        bags = 1
+        for size in shape[:-1]:
+            bags *= size
+        if bags > BAGS_MAX:
+            raise BatchTooLarge(f"dense_shape {shape} has {bags} bags, {BAGS_MAX} are the most")
+        outside = ((at < 0) | (at >= np.array(shape))).any(axis=1)
+        if outside.any():
+            i = int(outside.argmax())
+            raise WrongShape(f"indices[{i}] = {at[i].tolist()} lies outside of dense_shape {shape}")
+        rows = at[:, 0]
+        for axis in range(1, rank - 1):
+            rows = rows * shape[axis] + at[:, axis]
+        place = at[:, -1]
+        falls = (rows[1:] < rows[:-1]) | ((rows[1:] == rows[:-1]) & (place[1:] < place[:-1]))
+        if falls.any():
+            i = int(falls.argmax())
+            raise WrongShape(
+                f"indices[{i + 1}] = {at[i + 1].tolist()} after {at[i].tolist()}: indices go in row-major order "
+                "(tf.sparse.reorder, or np.lexsort(indices.T[::-1]), puts them there)"
+            )
+        return cls(_as_sent(keys, values), _offsets(np.bincount(rows, minlength=bags)), weights)
+
+    @classmethod
+    def from_padded(cls, array: I64 | U64, padding_key: int = -1, weights: F32 | None = None) -> "Ragged":
+        """Of a rectangle in which one key stands for nothing, wherever in its row it is.
+
+        array: int64[B, L] or uint64[B, L]. padding_key: -2^63..2^64 - 1; numbers of the same 64 bits are the same
+        (-1 and 2^64 - 1, say), as for a group's padding_key. weights: float32[B, L]; those of padding are ignored.
+        Raises as Ragged does.
+        """
+        if isinstance(array, np.ndarray) and array.ndim != 2:
+            raise WrongShape(f"a padded array must have two axes, [B, L], not {described(array)}")
+        keys = checked_keys(array.reshape(-1) if isinstance(array, np.ndarray) else array)
+        problems = whole_problems("padding_key", padding_key, -(2**63), 2**64 - 1)
+        if problems:
+            raise InvalidConfig(problems[0])
+        kept: Bool = keys != signed(padding_key)
+        if weights is not None:
+            weights = checked_floats("weights", weights, array.shape).reshape(-1)[kept]
+        return cls(_as_sent(keys[kept], array), _offsets(kept.reshape(array.shape).sum(axis=1)), weights)
+
+    @classmethod
+    def from_lists(cls, lists: Iterable[Sequence[int]], weights: Iterable[Sequence[float]] | None = None) -> "Ragged":
+        """Of a list of keys for each bag, and if need be a list of as many weights.
+
+        Keys are int64, or, where one is 2^63 or more, uint64. For tests and small batches: Python looks at each key,
+        the other constructors at whole arrays. Raises as Ragged does.
+        """
+        bags = [list(bag) for bag in lists]
+        keys = _keys_of([key for bag in bags for key in bag])
+        offsets = _offsets(np.array([len(bag) for bag in bags], np.int64))
+        if weights is None:
+            return cls(keys, offsets)
+        weighted = [list(bag) for bag in weights]
+        if [len(bag) for bag in bags] != [len(bag) for bag in weighted]:
+            raise WrongShape("weights must be lists of the same lengths as those of the keys: each key has one weight")
+        return cls(keys, offsets, np.array([weight for bag in weighted for weight in bag], np.float32))
+
+    @property
+    def nnz(self) -> int:
+        """How many keys there are in all bags."""
+        return self.keys.size
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether the keys are uint64, none of which is negative."""
+        return self.keys.dtype == np.dtype(np.uint64)
+
+    def __len__(self) -> int:
+        return self.offsets.size - 1
+
+    def __repr__(self) -> str:
+        weighted = "" if self.weights is None else ", weighted"
+        return f"Ragged({len(self)} bags, {self.nnz} {self.keys.dtype} keys{weighted})"
+
+
+def signed(key: int) -> int:
+    """The int64 of the same bits as a key given as one of int64 or uint64."""
+    return int(key) if key < 2**63 else int(key) - 2**64
+
+
+def _as_sent(bits: I64, keys: I64 | U64) -> I64 | U64:
+    """The bits of keys as numbers of the dtype that the keys have."""
+    return bits.view(np.uint64) if keys.dtype == np.dtype(np.uint64) else bits
+
+
+def _offsets(counts: AnyArray) -> I64:
+    offsets = np.zeros(counts.size + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
+
+
+def _checked_weights(weights: Any, keys: I64 | U64) -> F32:
+    if isinstance(weights, np.ndarray) and weights.ndim == 1 and weights.size != keys.size:
+        raise WrongShape(f"{weights.size} weights for {keys.size} keys: each key has one")
+    return checked_floats("weights", weights, keys.shape)
+
+
+def _checked_sizes(dense_shape: Any, rank: int) -> list[int]:
+    sizes = list(dense_shape) if isinstance(dense_shape, Sequence | np.ndarray) else dense_shape
+    if not isinstance(sizes, list) or any(whole_problems("size", size, 0, 2**63 - 1) for size in sizes):
+        raise WrongShape(f"dense_shape is {dense_shape!r}, not a list of sizes")
+    if len(sizes) != rank:
+        raise WrongShape(f"dense_shape has {len(sizes)} sizes, indices have {rank} columns: give a size for each")
+    return [int(size) for size in sizes]
+
+
+def _keys_of(keys: list[Any]) -> I64 | U64:
+    wrong = next((key for key in keys if isinstance(key, bool) or not isinstance(key, Integral)), None)
+    if wrong is not None:
+        raise WrongDtype(f"keys must be whole numbers, not {wrong!r}")
+    low, high = min(keys, default=0), max(keys, default=0)
+    if low < -(2**63) or high >= 2**64 or (low < 0 and high >= 2**63):
+        raise WrongDtype(f"keys from {low} to {high} fit neither int64 nor uint64")
+    return np.array(keys, np.int64) if high < 2**63 else np.array(keys, np.uint64)

@@ -103,7 +103,9 @@ class FusedEmbedding:
         ]
         if others:
             first = self.features[0].name
-            problems.append(f"{_quoted(others)} have another storage than {first!r}: one call goes to one storage")
+            problems.append(
+                f"features {_quoted(others)} have another storage than {first!r}: one call goes to one storage"
+            )
         if missing not in ("error", "empty"):
             problems.append(f"missing is {missing!r}, not one of 'error', 'empty'")
         if problems:

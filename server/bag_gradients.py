@@ -29,7 +29,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class BagGradients:
-    """A group's share of a push of pooled rows; the arrays are nobody else's.
+    """A group's share of a push of pooled rows; of the arrays only `keys` may be the caller's.
 
     keys: int64[n], every one counts. bag: int32[n], the bag of each; sizes: uint32[bags]. weights: float32[n], or
     empty = 1 each. grads: float32[bags, dim], of the sum over a bag. limits: float32[bags], its max_norm or 0; empty =

@@ -240,7 +240,7 @@ def _combine(group: Group, given: Gradients, rows: I64) -> Prepared:
 def _combine_bags(group: Group, given: BagGradients, rows: I64) -> Prepared:
     data = group.table.data
     if group.config.duplicates == "sequential":
-        return _in_turn(group, given.keys, rows, given.per_key(data, rows), owned=True)
+        return _in_turn(group, given.keys.copy(), rows, given.per_key(data, rows), owned=True)
     first, inverse = np.empty(rows.size, np.int64), np.empty(rows.size, np.int64)
     count = k.distinct(rows, group.table.mark, first, inverse)
     keys, rows = given.keys[first[:count]], rows[first[:count]]

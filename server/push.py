@@ -75,12 +75,14 @@ def must_be_finite(group: Group, keys: I64, grads: F32) -> None:
 
 def _bags_must_be_finite(group: Group, given: BagGradients) -> None:
     bad = not_finite_rows(given.grads)
+    bad = bad[given.sizes[bad] > 0]  # nobody uses the gradient of an empty bag
     if bad.size:
         with group.lock:
             group.counters.rejected_not_finite += 1
+        key = given.keys[given.bag == bad[0]][0]
         raise GradientNotFinite(
             f"group {group.number}: the gradients of {bad.size} of {given.grads.shape[0]} bags hold NaN or Inf, the "
-            f"first that of bag {bad[0]}. Nothing was applied; mend the loss, or open the group with "
+            f"first that of a bag with key {key}. Nothing was applied; mend the loss, or open the group with "
             "not_finite='skip_row'"
         )
 

@@ -1,6 +1,8 @@
 """Removed rows stay removed: beside lookups in flight, after a kill in the middle of a shrink, and for readers."""
 
+import itertools
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from rockbed import PyStorage
+from rockbed.server import shrinking
 from rockbed.storage.rows import RowFiles
 from tests.api.helpers import Clock, OpenStorage, as_after_kill, assert_sound, embedding, keys_of, ones
 
@@ -90,18 +93,30 @@ class _Stop(Exception):
     pass
 
 
-def _half_shrunk(open_storage: OpenStorage, clock: Clock, to: Path) -> Path:
-    """A killed store in which a shrink had removed some of 10,000 rows; keys 0 and 1 were pushed again after."""
+def _half_shrunk(open_storage: OpenStorage, clock: Clock, to: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A killed store in which a shrink had removed some of 10,000 rows."""
     storage = open_storage("original", clock=clock)
     rows = embedding(storage)
     rows.apply_gradients(np.arange(10_000), ones(10_000))
     storage.flush()
 
+    stopping, remove = threading.Event(), shrinking._remove
+    calls = itertools.count()
+
+    def after_the_first(*args: Any) -> Any:
+        if next(calls):
+            stopping.wait(60)
+            time.sleep(0.3)  # a client's word that it has had enough takes its time
+        return remove(*args)
+
     def stop(done: int, total: int) -> None:
+        stopping.set()
         raise _Stop
 
-    with pytest.raises(_Stop):
-        storage.shrink(min_count=2, progress=stop)
+    with monkeypatch.context() as patched:
+        patched.setattr(shrinking, "_remove", after_the_first)
+        with pytest.raises(_Stop):
+            storage.shrink(min_count=2, progress=stop)
     assert 0 < storage.stats()["rows"] < 10_000
     killed = as_after_kill(storage, to)
     storage.close()
@@ -109,9 +124,9 @@ def _half_shrunk(open_storage: OpenStorage, clock: Clock, to: Path) -> Path:
 
 
 def test_an_error_in_the_progress_callback_ends_shrink_between_two_steps_and_leaves_the_store_sound(
-    open_storage: OpenStorage, clock: Clock, tmp_path: Path
+    open_storage: OpenStorage, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = open_storage(str(_half_shrunk(open_storage, clock, tmp_path / "killed")), clock=clock)
+    storage = open_storage(str(_half_shrunk(open_storage, clock, tmp_path / "killed", monkeypatch)), clock=clock)
     rows = embedding(storage)
     left = rows.lookup(np.arange(10_000), train=False)[:, 0]
     assert 0 < (left == -0.5).sum() < 10_000
@@ -121,9 +136,9 @@ def test_an_error_in_the_progress_callback_ends_shrink_between_two_steps_and_lea
 
 
 def test_a_reader_does_not_see_rows_whose_removal_only_the_journal_knows(
-    open_storage: OpenStorage, clock: Clock, tmp_path: Path
+    open_storage: OpenStorage, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed = _half_shrunk(open_storage, clock, tmp_path / "killed")
+    killed = _half_shrunk(open_storage, clock, tmp_path / "killed", monkeypatch)
     reader: PyStorage = open_storage(str(killed), clock=clock, read_only=True)
     seen = embedding(reader).lookup(np.arange(10_000), train=False)
     dumped = reader.dump(tmp_path / "dump")

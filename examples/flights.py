@@ -220,6 +220,7 @@ NEXT = """\
   'import rockbed; print(rockbed.PyStorage("./flights/killed").stats())'
 - Serve the model of act 3, then train on or look in: .venv/bin/python -m rockbed serve --data ./flights/served
 - Films instead of flights: make demo ARGS="--movielens path/to/u.data"
+- The same model in one call each way, fused: .venv/bin/python -m examples.fused
 - More factors, other batches: make demo ARGS="--factors 16 --batch 512 --epochs 4"
 - The model is a hundred lines, examples/fm.py: change adagrad to ftrl or adam there, or give the groups a ttl.
 - How fast is it on this machine? make bench

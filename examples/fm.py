@@ -54,10 +54,7 @@ class FactorizationMachine:
         flat = keys.reshape(-1)
         weights = self.linear.lookup(flat).reshape(keys.shape)
         vectors = self.factors.lookup(flat).reshape(*keys.shape, -1)
-        scores, sums = _scores(weights, vectors)
-        error = (_sigmoid(scores) - labels).astype(np.float32)
-        vectors -= sums[:, None, :]
-        vectors *= -error[:, None, None]  # now e (S - v)
+        scores, error = learn(weights, vectors, labels)
         gradients = [
             (self.linear, flat, np.repeat(error, keys.shape[1])[:, None]),
             (self.factors, flat, vectors.reshape(len(flat), -1)),
@@ -71,11 +68,13 @@ class FactorizationMachine:
         """Scores (log odds), float32[n], of int64[n, features]. Inserts nothing: an unseen value counts as zeros."""
         scores = np.empty(len(keys), np.float32)
         for start in range(0, len(keys), chunk):
-            part = keys[start : start + chunk]
-            weights = self.linear.lookup(part.reshape(-1), train=False).reshape(part.shape)
-            vectors = self.factors.lookup(part.reshape(-1), train=False).reshape(*part.shape, -1)
-            scores[start : start + chunk], _ = _scores(weights, vectors)
+            scores[start : start + chunk] = self._predict(keys[start : start + chunk])
         return scores
+
+    def _predict(self, keys: I64) -> F32:
+        weights = self.linear.lookup(keys.reshape(-1), train=False).reshape(keys.shape)
+        vectors = self.factors.lookup(keys.reshape(-1), train=False).reshape(*keys.shape, -1)
+        return scores_of(weights, vectors)[0]
 
     def pushed(self, keys: I64) -> I64:
         """How often each of these keys, int64[n], was pushed by models that count; exact up to 2^24 (float32)."""
@@ -88,8 +87,23 @@ def _counting(storage: PyStorage) -> PyEmbedding:
     return PyEmbedding(storage, PyOptimizer(name="sgd", gamma=1.0), PyInitializer(name="zeros"), 1, COUNTS)
 
 
-def _scores(weights: F32, vectors: F32) -> tuple[F32, F32]:
-    """weights: float32[n, features], vectors: float32[n, features, factors] -> scores [n], sums S [n, factors]."""
+def learn(weights: F32, vectors: F32, labels: F32) -> tuple[F32, F32]:
+    """The scores, and the gradient e of each, float32[n]. `vectors` becomes its own gradient, e (S - v).
+
+    weights, vectors: as of `scores_of`. labels: float32[n].
+    """
+    scores, sums = scores_of(weights, vectors)
+    error = (_sigmoid(scores) - labels).astype(np.float32)
+    vectors -= sums[:, None, :]
+    vectors *= -error[:, None, None]
+    return scores, error
+
+
+def scores_of(weights: F32, vectors: F32) -> tuple[F32, F32]:
+    """Scores [n], and the sums S [n, factors]. weights: float32[n, features], or their sums, [n, 1].
+
+    vectors: float32[n, features, factors].
+    """
     sums = vectors.sum(axis=1)
     squares = np.einsum("nfk,nfk->n", vectors, vectors)
     return weights.sum(axis=1) + 0.5 * (np.einsum("nk,nk->n", sums, sums) - squares), sums

@@ -11,6 +11,7 @@ from rockbed.types import F32, I64, AnyArray
 
 
 def described(value: Any) -> str:
+    """What was sent, for messages: dtype and shape of an array, the type of anything else."""
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 

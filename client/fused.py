@@ -87,10 +87,10 @@ class FusedEmbedding:
 
         Raises InvalidConfig with every problem, WrongDtype.
         """
-        for each in features:
+        self.features = tuple(features)
+        for each in self.features:
             if not isinstance(each, Feature):
                 raise WrongDtype(f"FusedEmbedding takes a list of Feature, not of {type(each).__name__}")
-        self.features = tuple(features)
         self.missing = missing
         problems = []
         if not self.features:

@@ -140,7 +140,8 @@ class Ragged:
 
 def signed(key: int) -> int:
     """The int64 of the same bits as a key given as one of int64 or uint64."""
-    return int(key) if key < 2**63 else int(key) - 2**64
+    key = int(key)
+    return key if key < 2**63 else key - 2**64
 
 
 def _as_sent(bits: I64, keys: I64 | U64) -> I64 | U64:

@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 TORCH = ("torch==2.13.0", "numpy")
+FBGEMM = ("torch==2.13.0", "fbgemm-gpu-cpu==1.8.0", "numpy")  # 1.9.0 does not load with this torch
 DAMO = ("damo-embedding==1.1.12", "numpy")
 DAMO_PYTHONS = ("3.12", "3.11", "3.10")  # it has wheels for these, of those that Rockbed runs on
 
@@ -21,6 +22,8 @@ def python_for(name: str) -> Path:
     """The interpreter for a contender, made ready first where needed. Raises Unavailable."""
     if name in ("damo", "damo-http"):
         return _environment(".venv-damo", _damo_python(), DAMO, "import damo, numpy")
+    if name == "fbgemm":
+        return _environment(".venv-fbgemm", sys.executable, FBGEMM, "import torch, fbgemm_gpu, numpy")
     if name == "torch" and importlib.util.find_spec("torch") is None:
         return _environment(".venv-torch", sys.executable, TORCH, "import torch, numpy")
     return Path(sys.executable)

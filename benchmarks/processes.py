@@ -26,10 +26,10 @@ class Worker:
     So work that a contender puts off for its background threads is done in its own time, not in another's.
     """
 
-    def __init__(self, name: str, python: Path | None = None) -> None:
+    def __init__(self, name: str, python: Path | None = None, module: str = "benchmarks.worker") -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [str(python or sys.executable), "-m", "benchmarks.worker", name],
+            [str(python or sys.executable), "-m", module, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if name.startswith("damo") else None,  # it prints a line for each thing it does
@@ -75,6 +75,10 @@ class Worker:
         os.killpg(self._process.pid, number)
 
     def _ask(self, command: dict[str, Any]) -> Measured:
+        return Measured(**self.ask(command))
+
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        """What the process answers to a line of JSON. Raises ContenderFailed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._signal(signal.SIGCONT)
@@ -88,7 +92,7 @@ class Worker:
                 f"{self.name}: the process ended with code {self._process.wait()} in {command['do']!r}"
             )
         self._signal(signal.SIGSTOP)
-        answer = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise ContenderFailed(f"{self.name}: {command['do']!r}: {answer['error']}")
-        return Measured(**answer)
+        return answer

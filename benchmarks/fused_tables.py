@@ -1,0 +1,79 @@
+"""Rockbed's tables for benchmarks.fused: a train step in one call each way, and feature by feature."""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.fused_worker import LEARNING_RATE
+from rockbed import Feature, FusedEmbedding, PyEmbedding, PyInitializer, PyOptimizer, PyStorage, Ragged
+from rockbed.types import F32, I64
+
+MEMORY = 4 << 30  # bytes: every row stays in memory
+
+
+def opened(target: str, sizes: dict[str, Any]) -> tuple[PyStorage, list[PyEmbedding]]:
+    """A storage and its embeddings, one for each feature."""
+    storage = PyStorage(target) if target.startswith("grpc") else PyStorage(target, memory_budget=MEMORY)
+    rule, first = PyOptimizer(name=sizes["optimizer"], gamma=LEARNING_RATE), PyInitializer(name="uniform")
+    return storage, [PyEmbedding(storage, rule, first, sizes["dim"], group) for group in range(sizes["features"])]
+
+
+def fill(folder: Any, sizes: dict[str, Any], rows: I64) -> None:
+    """Make a store that has all rows. rows: int64[features, rows], their keys."""
+    storage, embeddings = opened(str(folder), sizes)
+    for embedding, keys in zip(embeddings, rows, strict=True):
+        embedding.lookup(keys)
+    storage.close()
+
+
+class Tables:
+    """Calls for batch i, from 0. Rows are in memory from the first on that needs them."""
+
+    def __init__(self, target: str, sizes: dict[str, Any], keys: list[list[I64]], grads: F32) -> None:
+        self._sizes, self._keys, self._grads = sizes, keys, grads
+        self.storage, self._embeddings = opened(target, sizes)
+        features = [Feature(f"f{i}", each, "sum") for i, each in enumerate(self._embeddings)]
+        self._fused = FusedEmbedding(features)
+        self._starts = np.arange(0, sizes["samples"] * sizes["ids"] + 1, sizes["ids"])
+        self._batches = [{f"f{i}": Ragged(own, self._starts) for i, own in enumerate(batch)} for batch in keys]
+
+    def at(self, target: str) -> "Tables":
+        """The same tables by another address."""
+        return Tables(target, self._sizes, self._keys, self._grads)
+
+    # --- fused ---
+
+    def fused_lookup(self, i: int) -> F32:
+        return self._fused.lookup(self._batches[i]).pooled
+
+    def fused_train(self, i: int) -> None:
+        self._fused.apply_gradients(self._fused.lookup(self._batches[i]), self._grads)
+
+    def fused_kept(self, i: int) -> None:
+        self._fused.apply_gradients(self._fused.lookup(self._batches[i], keep=True), self._grads)
+
+    # --- feature by feature ---
+
+    def unfused_lookup(self, i: int) -> F32:
+        return self._pooled([each.lookup(own) for each, own in zip(self._embeddings, self._keys[i], strict=True)])
+
+    def unfused_train(self, i: int) -> None:
+        self.unfused_lookup(i)
+        for f, embedding in enumerate(self._embeddings):
+            embedding.apply_gradients(self._keys[i][f], self._spread(f))
+
+    def unfused_together(self, i: int) -> None:
+        self._pooled(self.storage.lookup(list(zip(self._embeddings, self._keys[i], strict=True))))
+        shares = [(each, self._keys[i][f], self._spread(f)) for f, each in enumerate(self._embeddings)]
+        self.storage.apply_gradients(shares)
+
+    def _pooled(self, rows: list[F32]) -> F32:
+        if self._sizes["ids"] > 1:
+            rows = [np.add.reduceat(each, self._starts[:-1]) for each in rows]
+        return np.concatenate(rows, axis=1)
+
+    def _spread(self, feature: int) -> F32:
+        """The gradient of each key."""
+        dim = self._sizes["dim"]
+        own = self._grads[:, feature * dim : (feature + 1) * dim]
+        return np.repeat(own, self._sizes["ids"], axis=0)

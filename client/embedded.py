@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rockbed.allocation import keep_large_blocks
 from rockbed.bags import Bags
 from rockbed.config import GroupConfig
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
@@ -33,6 +34,7 @@ class Embedded:
     """The engine as a Backend."""
 
     def __init__(self, engine: Engine) -> None:
+        keep_large_blocks()
         self._serving = Serving(engine)
 
     @property

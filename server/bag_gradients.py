@@ -1,7 +1,7 @@
 """A push of gradients of pooled rows: what each bag's gradient means for the rows in it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from rockbed.storage import bag_kernels as k
 from rockbed.storage.hot import HotTable
 from rockbed.types import F32, I32, I64, U32
 
+_NONE = np.empty(0, np.float32)
 _LARGEST = 3e38  # of a float32, less what a sum may be rounded up by
 
 
@@ -28,12 +29,47 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class BagSource:
+    """Where the gradients of bags lie: that of bag b is scale[b] * values[at[b] : at[b] + dim].
+
+    values: float32, one axis; at: int64[bags]; scale: float32[bags], or empty = 1.
+    """
+
+    values: F32
+    at: I64
+    scale: F32
+    dim: int
+
+    @classmethod
+    def of(cls, grads: F32) -> "BagSource":
+        """grads: float32[bags, dim], contiguous."""
+        bags, dim = grads.shape
+        return cls(grads.reshape(-1), np.arange(0, bags * dim, max(dim, 1)), _NONE, dim)
+
+    @property
+    def arguments(self) -> tuple[F32, I64, F32]:
+        """What the kernels take."""
+        return self.values, self.at, self.scale
+
+    @property
+    def nbytes(self) -> int:
+        """Of the gradients alone."""
+        return 4 * self.dim * self.at.size
+
+    def together(self) -> "BagSource":
+        """The same in an array of their own."""
+        grads = np.empty((self.at.size, self.dim), np.float32)
+        k.take_gradients(*self.arguments, grads)
+        return BagSource.of(grads)
+
+
+@dataclass(frozen=True, slots=True)
 class BagGradients:
-    """A group's share of a push of pooled rows; of the arrays only `keys` may be the caller's.
+    """A group's share of a push of pooled rows.
 
     keys: int64[n], every one counts. bag: int32[n], the bag of each; sizes: uint32[bags]. weights: float32[n], or
-    empty = 1 each. grads: float32[bags, dim], of the sum over a bag. limits: float32[bags], its max_norm or 0; empty =
-    no bag has one. step: as of Gradients. seen: where the keys were found lately.
+    empty = 1 each. grads: of the sum over a bag. limits: float32[bags], its max_norm or 0; empty = no bag has one.
+    step: as of Gradients. seen: where the keys were found lately. `keys` and `grads` may be the caller's arrays.
     """
 
     group: int
@@ -41,15 +77,15 @@ class BagGradients:
     bag: I32
     sizes: U32
     weights: F32
-    grads: F32
+    grads: BagSource
     limits: F32
     step: int | None
     seen: Seen | None = None
 
     def per_key(self, data: F32, rows: I64) -> F32:
         """The gradient that each position sends to its row, float32[n, dim]."""
-        out = np.empty((self.keys.size, self.grads.shape[1]), np.float32)
-        k.repeat_bags(self.bag, self.weights, self.grads, self.limits, data, rows, out)
+        out = np.empty((self.keys.size, self.grads.dim), np.float32)
+        k.repeat_bags(self.bag, self.weights, *self.grads.arguments, self.limits, data, rows, out)
         return out
 
     def by_row(self, inverse: I64, count: int) -> "BagSums":
@@ -69,13 +105,15 @@ class BagSums:
     bag: I32
     sizes: U32
     weights: F32
-    grads: F32
+    grads: BagSource
     limits: F32
     order: I32 = field(repr=False)
     starts: I64 = field(repr=False)
 
     @classmethod
-    def of(cls, inverse: I32, count: int, bag: I32, sizes: U32, weights: F32, grads: F32, limits: F32) -> "BagSums":
+    def of(
+        cls, inverse: I32, count: int, bag: I32, sizes: U32, weights: F32, grads: BagSource, limits: F32
+    ) -> "BagSums":
         """inverse has the numbers 0..count - 1."""
         starts, order = np.zeros(count + 1, np.int64), np.empty(inverse.size, np.int32)
         k.by_number(inverse, starts, order)
@@ -88,27 +126,29 @@ class BagSums:
 
     @property
     def dim(self) -> int:
-        return int(self.grads.shape[1])
+        return self.grads.dim
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes in a journal, instead of 4 * dim * count."""
-        return self.inverse.nbytes + self.sizes.nbytes + self.weights.nbytes + self.grads.nbytes
+    def for_journal(self) -> "BagSums | None":
+        """The same with arrays of its own, where a journal takes fewer bytes for it than for the sums; None elsewhere.
 
-    def surely_finite(self) -> bool:
-        """Whether no sum can be NaN or infinite."""
-        if not self.count:
-            return True
+        None as well where the sums depend on the rows, or may turn out not to be finite.
+        """
+        size = self.inverse.nbytes + self.sizes.nbytes + self.weights.nbytes + self.grads.nbytes
+        if self.limits.size or size >= 4 * self.dim * self.count:
+            return None
+        own = replace(self, grads=self.grads.together())
+        return own if own._surely_finite() else None
+
+    def _surely_finite(self) -> bool:
         weight = float(np.abs(self.weights).max()) if self.weights.size else 1.0
         most = int(np.diff(self.starts).max())
-        return k.largest(self.grads.reshape(-1)) * max(weight, 1.0) * most < _LARGEST
+        return k.largest(self.grads.values) * max(weight, 1.0) * most < _LARGEST
 
     def part(self, low: int, high: int, data: F32, rows: I64, out: F32) -> bool:
         """out = the sums of the rows low..high - 1, float32[high - low, dim]. data[rows]: all of the rows as they were
         looked up. Returns whether what was summed is finite."""
-        finite: bool = k.sum_bags(
-            self.order, self.starts, self.bag, self.weights, self.grads, self.limits, data, rows, low, high, out
-        )
+        where = self.order, self.starts, self.bag, self.weights
+        finite: bool = k.sum_bags(*where, *self.grads.arguments, self.limits, data, rows, low, high, out)
         return finite
 
     def all(self, data: F32, rows: I64) -> tuple[F32, bool]:
@@ -133,20 +173,42 @@ def joined(
     one = len(features) == 1
     keys = features[0].keys if one else np.concatenate([each.keys for each in features])
     bag = np.empty(keys.size, np.int32)
-    grads = np.empty((sum(each.count for each in features), dim), np.float32)
     weights = np.ones(keys.size if any(each.weights.size for each in features) else 0, np.float32)
-    limits = np.zeros(grads.shape[0] if any(each.max_norm for each in features) else 0, np.float32)
     bags = at = 0
-    for each, (array, column) in zip(features, given, strict=True):
+    for each in features:
         k.bags_of(each.offsets, bags, bag[at : at + each.keys.size])
-        k.take_gradients(array, column, each.scale, grads[bags : bags + each.count])
         if each.weights.size:
             weights[at : at + each.keys.size] = each.weights
-        if each.max_norm:
-            limits[bags : bags + each.count] = each.max_norm
         bags, at = bags + each.count, at + each.keys.size
     sizes = np.concatenate([np.diff(each.offsets) for each in features]).astype(np.uint32)
+    limits = _of_bags(features, [each.max_norm or 0 for each in features], any(each.max_norm for each in features))
+    grads = _source(features, given, dim)
     return BagGradients(features[0].group, keys, bag, sizes, weights, grads, limits, step, _one_of(seen))
+
+
+def _source(features: Sequence[CleanBags], given: Sequence[tuple[F32, int]], dim: int) -> BagSource:
+    scale = _of_bags(features, [each.scale if each.scale.size else 1 for each in features], _any_scale(features))
+    arrays = list({id(array): array for array, _ in given}.values())  # one, unless there are sequences
+    values = arrays[0].reshape(-1) if len(arrays) == 1 else np.concatenate([each.reshape(-1) for each in arrays])
+    starts = dict(zip(map(id, arrays), np.cumsum([0, *(each.size for each in arrays)]), strict=False))
+    at = [
+        starts[id(array)] + column + np.arange(each.count) * array.shape[1]
+        for each, (array, column) in zip(features, given, strict=True)
+    ]
+    return BagSource(values, np.concatenate(at), scale, dim)
+
+
+def _any_scale(features: Sequence[CleanBags]) -> bool:
+    return any(each.scale.size for each in features)
+
+
+def _of_bags(features: Sequence[CleanBags], values: Sequence[F32 | float], wanted: bool) -> F32:
+    """float32[bags], each feature's value, or values, for its bags; empty unless `wanted`."""
+    if not wanted:
+        return _NONE
+    return np.concatenate(
+        [np.broadcast_to(np.float32(value), each.count) for each, value in zip(features, values, strict=True)]
+    )
 
 
 def _one_of(seen: Sequence[Seen]) -> Seen | None:

@@ -25,6 +25,7 @@ from rockbed.errors import (
     WrongShape,
 )
 from rockbed.interrupts import Uninterrupted
+from rockbed.parallel import spread
 from rockbed.requests import Request
 from rockbed.server import admission_files, grouping, lookups, opening, push, space
 from rockbed.server.clients import Clients
@@ -207,8 +208,7 @@ class Engine:
                     lsn = self.journal.append(push_kind(sections), now_ms, push_parts(request, sections))
                     done = True  # it is durable: from here on nothing may fail
                     with self.must_succeed(lsn):
-                        for p in touched:
-                            p.apply(now_ms, lsn)
+                        spread([(p.rows.size, partial(p.apply, now_ms, lsn)) for p in touched])
                         if request is not None:
                             self.clients.record(request, now_ms)
                 done = True

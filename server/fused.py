@@ -1,6 +1,6 @@
 """Lookups and pushes of a whole batch, many features of several groups, at once."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rockbed.bags import Bags, check_bags
 from rockbed.errors import WrongShape
 from rockbed.interrupts import Uninterrupted
-from rockbed.parallel import GRAIN, THREADS, side_by_side
+from rockbed.parallel import spread
 from rockbed.requests import Request
 from rockbed.server import lookups
 from rockbed.server.bag_gradients import Seen, joined
@@ -18,8 +18,6 @@ from rockbed.types import F32, AnyArray
 if TYPE_CHECKING:
     from rockbed.server.engine import Engine
     from rockbed.server.group import Group
-
-_CALL_KEYS = 1000  # that take as long as the Python around a feature
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,8 @@ def lookup(engine: "Engine", batch: Sequence[Bags], pooled: F32, sequences: Sequ
         rows, left = lookups.pool(groups[i], features[i], *places[i], train=train)
         seen[i] = Seen(groups[i].table, left, rows)
 
-    _spread([(each.keys.size, partial(look_up, i)) for i, each in enumerate(features)])
+    with Uninterrupted():  # what other threads write to must not go away before they have ended
+        spread([(each.keys.size, partial(look_up, i)) for i, each in enumerate(features)])
     return Plan(batch, features, [seen[i] for i in range(len(features))])
 
 
@@ -129,27 +128,3 @@ def _places(
 
 def _shapes(shapes: Iterable[tuple[int, ...]]) -> str:
     return ", ".join(str(list(shape)) for shape in shapes) or "none"
-
-
-def _spread(calls: Sequence[tuple[int, Callable[[], None]]]) -> None:
-    """Make calls, each with the number of keys that it is about: large ones share the cores, small ones are shared out
-    among them."""
-    small = [each for each in calls if each[0] < 2 * GRAIN]
-    heaps: list[list[Callable[[], None]]] = [[]]
-    total = sum(keys + _CALL_KEYS for keys, _ in small)
-    count, filled = min(THREADS, total // GRAIN), 0
-    for keys, call in small:
-        if len(heaps) < count and filled >= total * len(heaps) // count:
-            heaps.append([])
-        heaps[-1].append(call)
-        filled += keys + _CALL_KEYS
-    with Uninterrupted():  # what the others write to must not go away before they have ended
-        side_by_side([partial(_in_turn, heap) for heap in heaps])
-        for keys, call in calls:
-            if keys >= 2 * GRAIN:
-                call()
-
-
-def _in_turn(calls: Sequence[Callable[[], None]]) -> None:
-    for call in calls:
-        call()

@@ -112,14 +112,22 @@ def pool(group: Group, bags: CleanBags, out: F32, column: int, *, train: bool) -
 
 
 def _combine(group: Group, bags: CleanBags, rows: I64, absent: F32, out: F32, column: int) -> None:
-    data, dim, limit = group.table.data, group.config.dim, np.float32(bags.max_norm or 0)
+    table, dim, limit = group.table, group.config.dim, bags.max_norm
+    plain = not absent.size and not bags.weights.size and limit is None
+    if plain and not bags.pooled and rows.size == bags.count:
+        table.gather(rows, out)
+        return
 
     def combine(part: slice) -> None:
         # bags that begin within the part; the first part has the empty ones before it, the last those behind
         low = 0 if part.start == 0 else np.searchsorted(bags.offsets[:-1], part.start)
         high = bags.count if part.stop == rows.size else np.searchsorted(bags.offsets[:-1], part.stop)
-        weights, scale, ends = bags.weights, bags.scale, bags.offsets
-        bag_kernels.pool(data, absent, rows, ends, weights, scale, limit, dim, out, column, low, high)
+        to = dim, out, column, low, high
+        if plain:
+            bag_kernels.pool_rows(table.data, rows, bags.offsets, bags.scale, *to)
+        else:
+            most = np.float32(limit or 0)
+            bag_kernels.pool(table.data, absent, rows, bags.offsets, bags.weights, bags.scale, most, *to)
 
     in_parts(rows.size, combine)
 

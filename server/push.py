@@ -29,7 +29,7 @@ Share = Gradients | BagGradients
 def validated(group: Group, given: Share) -> int:
     """The global step to apply a share with, or -1 where rows count their own.
 
-    Raises DimMismatch, InvalidConfig (step), GradientNotFinite.
+    Raises DimMismatch, InvalidConfig (step), GradientNotFinite; the gradients of bags are looked at in `prepare`.
     """
     dim = group.config.dim
     if isinstance(given, Gradients):
@@ -39,8 +39,6 @@ def validated(group: Group, given: Share) -> int:
                 f"{given.keys.size} keys: send float32[{given.keys.size}, {dim}] (dim is fixed when a group is created)"
             )
         must_be_finite(group, given.keys, given.grads)
-    elif group.config.not_finite == "reject":
-        _bags_must_be_finite(group, given)
     return _step(group, given.step)
 
 
@@ -71,20 +69,6 @@ def must_be_finite(group: Group, keys: I64, grads: F32) -> None:
                 f"{keys[bad[0]]} ({row[~np.isfinite(row)][0]}). Nothing was applied; mend the loss, or open the group "
                 "with not_finite='skip_row'"
             )
-
-
-def _bags_must_be_finite(group: Group, given: BagGradients) -> None:
-    bad = not_finite_rows(given.grads)
-    bad = bad[given.sizes[bad] > 0]  # nobody uses the gradient of an empty bag
-    if bad.size:
-        with group.lock:
-            group.counters.rejected_not_finite += 1
-        key = given.keys[given.bag == bad[0]][0]
-        raise GradientNotFinite(
-            f"group {group.number}: the gradients of {bad.size} of {given.grads.shape[0]} bags hold NaN or Inf, the "
-            f"first that of a bag with key {key}. Nothing was applied; mend the loss, or open the group with "
-            "not_finite='skip_row'"
-        )
 
 
 def not_finite_rows(grads: F32) -> I64:
@@ -121,7 +105,7 @@ class Prepared:
         fresh = np.empty(self.rows.size, np.uint8)
         k.fresh_rows(group.table.flags, self.rows, fresh)
         if isinstance(sums, BagSums):
-            bags = sums.inverse, sums.sizes, sums.weights, sums.grads
+            bags = sums.inverse, sums.sizes, sums.weights, sums.grads.values.reshape(-1, sums.dim)
             return BagSection(group.number, self.keys, fresh, *bags, self.step)
         return Section(group.number, self.keys, fresh, sums, self._sequential, self.step)
 
@@ -199,7 +183,7 @@ def prepare(group: Group, given: Share, step: int, ahead: Fetched, left: int, no
         prepared.step = step
     except BaseException:
         pinned = np.concatenate([pinned[pinned >= 0], created])
-        Prepared(group, rows, keys, given.grads, pinned, created, counted=counted).release(undo=True)
+        Prepared(group, rows, keys, np.empty((0, 0), np.float32), pinned, created, counted=counted).release(undo=True)
         raise
     counters.push_keys += keys.size
     return prepared
@@ -242,14 +226,15 @@ def _combine(group: Group, given: Gradients, rows: I64) -> Prepared:
 def _combine_bags(group: Group, given: BagGradients, rows: I64) -> Prepared:
     data = group.table.data
     if group.config.duplicates == "sequential":
-        return _in_turn(group, given.keys.copy(), rows, given.per_key(data, rows), owned=True)
+        keys, grads = given.keys.copy(), given.per_key(data, rows)
+        must_be_finite(group, keys[rows >= 0], grads[rows >= 0])
+        return _in_turn(group, keys, rows, grads, owned=True)
     first, inverse = np.empty(rows.size, np.int64), np.empty(rows.size, np.int64)
     count = k.distinct(rows, group.table.mark, first, inverse)
     keys, rows = given.keys[first[:count]], rows[first[:count]]
     sums = given.by_row(inverse, count)
-    # The journal holds whichever is smaller. What depends on the rows, or may turn out not to be finite, is summed now.
-    if not sums.limits.size and sums.nbytes < 4 * sums.dim * count and sums.surely_finite():
-        return Prepared(group, rows, keys, sums, _NONE, _NONE)
+    if (for_journal := sums.for_journal()) is not None:
+        return Prepared(group, rows, keys, for_journal, _NONE, _NONE)
     grads, finite = sums.all(data, rows)
     return _summed(group, rows, keys, grads, finite=finite)
 

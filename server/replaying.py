@@ -3,7 +3,7 @@
 import numpy as np
 
 from rockbed.server import push
-from rockbed.server.bag_gradients import BagSums
+from rockbed.server.bag_gradients import BagSource, BagSums
 from rockbed.server.group import Group
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import BagSection, Section
@@ -46,10 +46,10 @@ def _sums_of(section: Section | BagSection) -> F32:
         np.repeat(np.arange(section.sizes.size, dtype=np.int32), section.sizes),
         section.sizes,
         section.weights.copy(),
-        section.grads.copy(),
+        BagSource.of(section.grads.copy()),
         np.empty(0, np.float32),
     )
-    return sums.all(sums.grads, np.empty(0, np.int64))[0]  # without limits no row is asked for
+    return sums.all(np.empty((0, sums.dim), np.float32), np.empty(0, np.int64))[0]  # without limits no row is asked for
 
 
 def place_for_replay(group: Group, keys: I64, rows: I64, lsn: int) -> I64:

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from rockbed.kernels import kernel
+from rockbed.kernels import inlined, kernel
 from rockbed.storage.hot_kernels import prefetch_weights
 from rockbed.types import F32, I32, I64
 
@@ -96,6 +96,29 @@ def scales(offsets: I64, weights: F32, combiner: int, scale: F32) -> None:
 
 
 @kernel
+def pool_rows(
+    data: F32, rows: I64, offsets: I64, scale: F32, dim: int, out: F32, column: int, low: int, high: int
+) -> None:
+    """As `pool`, where nothing is absent, weighted or limited: four fifths of its time."""
+    last = offsets[high]
+    d = np.uint64(dim)
+    start = np.uint64(column)
+    for b in range(low, high):
+        for j in range(d):
+            out[b, start + j] = 0
+        for i in range(offsets[b], offsets[b + 1]):
+            if i + _AHEAD < last and rows[i + _AHEAD] >= 0:
+                prefetch_weights(data, rows[i + _AHEAD], dim)
+            if rows[i] >= 0:
+                r = np.uint64(rows[i])
+                for j in range(d):
+                    out[b, start + j] += data[r, j]
+        if scale.shape[0]:
+            for j in range(d):
+                out[b, start + j] *= scale[b]
+
+
+@kernel
 def pool(
     data: F32,
     absent: F32,
@@ -151,12 +174,13 @@ def pool(
 
 
 @kernel
-def take_gradients(given: F32, column: int, scale: F32, grads: F32) -> None:
-    """grads[b] = scale[b] * given[b, column : column + dim]. grads: float32[bags, dim]; scale: empty = 1."""
+def take_gradients(source: F32, at: I64, scale: F32, grads: F32) -> None:
+    """grads[b] = scale[b] * source[at[b] : at[b] + dim], float32[bags, dim]. source: one axis; scale: empty = 1."""
     for b in range(grads.shape[0]):
         s = scale[b] if scale.shape[0] else np.float32(1)
-        for j in range(grads.shape[1]):
-            grads[b, j] = given[b, column + j] * s
+        start = np.uint64(at[b])
+        for j in range(np.uint64(grads.shape[1])):
+            grads[b, j] = source[start + j] * s
 
 
 @kernel
@@ -202,13 +226,35 @@ def by_number(inverse: I32, starts: I64, order: I32) -> None:
     starts[0] = 0
 
 
+@inlined
+def through_limit(limit: np.float32, data: F32, row: int, gradient: F32) -> None:
+    """Make the gradient of a scaled row, float32[dim], that of the row.
+
+    With n = |e| above the limit c the scaled row is c e / n, and a gradient g of that is c / n (g - e (e . g) / n^2)
+    of e.
+    """
+    square = 0.0
+    along = 0.0
+    for j in range(gradient.shape[0]):
+        value = np.float64(data[row, j])
+        square += value * value
+        along += value * np.float64(gradient[j])
+    norm = math.sqrt(square)
+    if norm > limit:
+        for j in range(gradient.shape[0]):
+            value = np.float64(gradient[j]) - np.float64(data[row, j]) * along / square
+            gradient[j] = np.float32(limit / norm * value)
+
+
 @kernel
 def sum_bags(
     order: I32,
     starts: I64,
     bag: I32,
     weights: F32,
-    grads: F32,
+    source: F32,
+    at: I64,
+    scale: F32,
     limits: F32,
     data: F32,
     rows: I64,
@@ -218,31 +264,32 @@ def sum_bags(
 ) -> bool:
     """sums[u - low] = the gradient of row u from all of its positions, in order, for low <= u < high.
 
-    Position i sends weights[i] * grads[bag[i]]. order, starts: as of `by_number`. weights: empty = 1.
-    limits: float32[bags], the max_norm that the row was scaled down to in that bag, 0 = none; empty = none at all. Then
-    data[rows[u]] is the row as it was looked up. Returns whether what was summed is finite.
-
-    With n = |e| above the limit c the scaled row is c e / n, and a gradient g of that is c / n (g - e (e . g) / n^2)
-    of e.
+    Position i sends weights[i] times the gradient of its bag, see `take_gradients`. order, starts: as of `by_number`.
+    weights: empty = 1. limits: float32[bags], the max_norm that the row was scaled down to in that bag, 0 = none; empty
+    = none at all. Then data[rows[u]] is the row as it was looked up. Returns whether what was summed is finite.
     """
-    dim = np.uint64(grads.shape[1])
+    dim = np.uint64(sums.shape[1])
+    plain = weights.shape[0] == 0 and scale.shape[0] == 0
     finite = True
-    part = np.empty(grads.shape[1], np.float32)
+    part = np.empty(sums.shape[1], np.float32)
     for u in range(low, high):
         to = np.uint64(u - low)
         for j in range(dim):
             sums[to, j] = 0
-        if limits.shape[0] == 0:
+        if limits.shape[0] == 0 and plain:
+            for p in range(starts[u], starts[u + 1]):
+                start = np.uint64(at[bag[order[p]]])
+                for j in range(dim):
+                    sums[to, j] += source[start + j]
+        elif limits.shape[0] == 0:
             for p in range(starts[u], starts[u + 1]):
                 i = order[p]
-                g = np.uint64(bag[i])
-                if weights.shape[0]:
-                    weight = weights[i]
-                    for j in range(dim):
-                        sums[to, j] += weight * grads[g, j]
-                else:
-                    for j in range(dim):
-                        sums[to, j] += grads[g, j]
+                b = bag[i]
+                weight = weights[i] if weights.shape[0] else np.float32(1)
+                s = scale[b] if scale.shape[0] else np.float32(1)
+                start = np.uint64(at[b])
+                for j in range(dim):
+                    sums[to, j] += weight * (source[start + j] * s)
         else:
             p = starts[u]
             while p < starts[u + 1]:
@@ -251,26 +298,16 @@ def sum_bags(
                     part[j] = 0
                 while p < starts[u + 1] and limits[bag[order[p]]] == limit:
                     i = order[p]
+                    b = bag[i]
                     weight = weights[i] if weights.shape[0] else np.float32(1)
+                    s = scale[b] if scale.shape[0] else np.float32(1)
                     for j in range(dim):
-                        part[j] += weight * grads[bag[i], j]
+                        part[j] += weight * (source[np.uint64(at[b]) + j] * s)
                     p += 1
-                square = 0.0
-                along = 0.0
                 if limit > 0:
-                    for j in range(dim):
-                        value = np.float64(data[rows[u], j])
-                        square += value * value
-                        along += value * np.float64(part[j])
-                norm = math.sqrt(square)
-                if norm > limit and limit > 0:
-                    shrink = limit / norm
-                    for j in range(dim):
-                        value = np.float64(part[j]) - np.float64(data[rows[u], j]) * along / square
-                        sums[to, j] += np.float32(shrink * value)
-                else:
-                    for j in range(dim):
-                        sums[to, j] += part[j]
+                    through_limit(limit, data, rows[u], part)
+                for j in range(dim):
+                    sums[to, j] += part[j]
         total = np.float32(0)
         for j in range(dim):
             total += sums[to, j] * np.float32(0)  # NaN where one is not finite
@@ -279,23 +316,16 @@ def sum_bags(
 
 
 @kernel
-def repeat_bags(bag: I32, weights: F32, grads: F32, limits: F32, data: F32, rows: I64, out: F32) -> None:
+def repeat_bags(
+    bag: I32, weights: F32, source: F32, at: I64, scale: F32, limits: F32, data: F32, rows: I64, out: F32
+) -> None:
     """out[i] = the gradient that position i sends to its row rows[i], see `sum_bags`; nothing is summed."""
-    dim = grads.shape[1]
+    dim = np.uint64(out.shape[1])
     for i in range(bag.shape[0]):
+        b = bag[i]
         weight = weights[i] if weights.shape[0] else np.float32(1)
+        s = scale[b] if scale.shape[0] else np.float32(1)
         for j in range(dim):
-            out[i, j] = weight * grads[bag[i], j]
-        limit = limits[bag[i]] if limits.shape[0] else np.float32(0)
-        if limit > 0 and rows[i] >= 0:
-            square = 0.0
-            along = 0.0
-            for j in range(dim):
-                value = np.float64(data[rows[i], j])
-                square += value * value
-                along += value * np.float64(out[i, j])
-            norm = math.sqrt(square)
-            if norm > limit:
-                for j in range(dim):
-                    value = np.float64(out[i, j]) - np.float64(data[rows[i], j]) * along / square
-                    out[i, j] = np.float32(limit / norm * value)
+            out[i, j] = weight * (source[np.uint64(at[b]) + j] * s)
+        if limits.shape[0] and limits[b] > 0 and rows[i] >= 0:
+            through_limit(limits[b], data, rows[i], out[i])

@@ -105,6 +105,12 @@ def test_pooling(dim: int, weighted: bool, limit: float) -> None:
             total += weight * limited(np.asarray(row, np.float64), limit)
         # float32 sums of up to 40 values of about 1
         np.testing.assert_allclose(out[b, 2 : 2 + dim], total * scale[b], rtol=1e-5, atol=4e-6)
+    if not weighted and not limit:
+        rows = np.maximum(rows, -1)
+        k.pool(data, absent, rows, offsets, weights, scale, np.float32(0), dim, out, 2, 0, 5)
+        short: F32 = np.full((5, dim + 5), 7, np.float32)
+        k.pool_rows(data, rows, offsets, scale, dim, short, 2, 0, 5)
+        np.testing.assert_array_equal(short, out)
 
 
 def test_a_bag_of_one_row_is_its_bits() -> None:
@@ -116,8 +122,9 @@ def test_a_bag_of_one_row_is_its_bits() -> None:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("limit", [None, 0.7])
-def test_gradients_go_back_to_the_rows(weighted: bool, limit: float | None) -> None:
+def test_gradients_go_back_to_the_rows(weighted: bool, scaled: bool, limit: float | None) -> None:
     rng = np.random.default_rng(3)
     dim, bags, positions, count = 5, 6, 40, 8
     data = rng.standard_normal((20, dim + 1)).astype(np.float32)
@@ -126,7 +133,14 @@ def test_gradients_go_back_to_the_rows(weighted: bool, limit: float | None) -> N
     inverse = rng.integers(-1, count, positions).astype(np.int32)
     inverse[inverse == 5] = 4  # a number that no position has
     weights = rng.standard_normal(positions).astype(np.float32) if weighted else NO_FLOATS
-    grads = rng.standard_normal((bags, dim)).astype(np.float32)
+    values, at = rng.standard_normal(100).astype(np.float32), rng.integers(0, 100 - dim, bags)
+    scale = rng.random(bags).astype(np.float32) if scaled else NO_FLOATS
+    source = values, at, scale
+    grads: F32 = np.empty((bags, dim), np.float32)
+    k.take_gradients(*source, grads)
+    by = scale if scaled else np.ones(bags, np.float32)
+    for b in range(bags):
+        np.testing.assert_array_equal(grads[b], values[at[b] : at[b] + dim] * by[b])
     limits = np.where(np.arange(bags) < 3, limit, 0).astype(np.float32) if limit else NO_FLOATS
     starts, order = np.zeros(count + 1, np.int64), np.empty(positions, np.int32)
     k.by_number(inverse, starts, order)
@@ -141,11 +155,11 @@ def test_gradients_go_back_to_the_rows(weighted: bool, limit: float | None) -> N
             wanted[inverse[i]] += apart[i]
     sums: F32 = np.empty((count, dim), np.float32)
     for low, high in ((0, 3), (3, count)):
-        assert k.sum_bags(order, starts, bag, weights, grads, limits, data, rows, low, high, sums[low:high])
+        assert k.sum_bags(order, starts, bag, weights, *source, limits, data, rows, low, high, sums[low:high])
     np.testing.assert_allclose(sums, wanted, rtol=1e-5, atol=1e-5)  # float32 sums, and differences of 1e-6
     one_by_one: F32 = np.empty((positions, dim), np.float32)
     of_position = np.where(inverse >= 0, rows[inverse], -1)
-    k.repeat_bags(bag, weights, grads, limits, data, of_position, one_by_one)
+    k.repeat_bags(bag, weights, *source, limits, data, of_position, one_by_one)
     np.testing.assert_allclose(one_by_one, apart, rtol=1e-5, atol=1e-5)
 
 
@@ -155,7 +169,8 @@ def test_sums_that_are_not_finite_are_told(bad: float) -> None:
     order, starts = np.array([0, 1], np.int32), np.array([0, 1, 2])
     bag, rows = np.array([0, 1], np.int32), np.zeros(2, np.int64)
     sums: F32 = np.empty((2, 2), np.float32)
-    arguments = (order, starts, bag, NO_FLOATS, grads, NO_FLOATS, grads, rows)
+    source = grads.reshape(-1), np.array([0, 2]), NO_FLOATS
+    arguments = (order, starts, bag, NO_FLOATS, *source, NO_FLOATS, grads, rows)
     assert k.sum_bags(*arguments, 0, 1, sums)
     assert not k.sum_bags(*arguments, 1, 2, sums)
     assert k.largest(grads.reshape(-1)) == np.inf

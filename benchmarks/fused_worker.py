@@ -86,6 +86,8 @@ class Rockbed:
         fill(folder / "local", sizes, rows)
         self._local = Tables(str(folder / "local"), sizes, keys, gradients(sizes))
         self._served = Tables(self._address, sizes, keys, gradients(sizes))
+        for tables in (self._local, self._served):
+            tables.warm_up()
 
     def call(self, what: str, how: str) -> Callable[[int], object]:
         if what == "served":

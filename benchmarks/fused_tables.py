@@ -46,7 +46,7 @@ class Tables:
     def warm_up(self) -> None:
         """Compile what is missing, and push until the journal writes over files of its own: a young store waits for new
         pages with every push, one that has run for a minute does not."""
-        for call in (self.unfused_together, self.fused_kept):
+        for call in (self.unfused_together, self.fused_train):
             call(0)
         for _ in range(2):
             began = time.perf_counter()
@@ -61,9 +61,6 @@ class Tables:
 
     def fused_train(self, i: int) -> None:
         self._fused.apply_gradients(self._fused.lookup(self._batches[i]), self._grads)
-
-    def fused_kept(self, i: int) -> None:
-        self._fused.apply_gradients(self._fused.lookup(self._batches[i], keep=True), self._grads)
 
     # --- feature by feature ---
 

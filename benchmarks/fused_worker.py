@@ -91,7 +91,7 @@ class Rockbed:
 
     def call(self, what: str, how: str) -> Callable[[int], object]:
         if what == "served":
-            return self._served.fused_kept if how == "fused" else self._served.unfused_together
+            return self._served.fused_train if how == "fused" else self._served.unfused_together
         return getattr(self._local, f"{how}_{what}")  # type: ignore[no-any-return]
 
     def travelled(self, how: str) -> int:
@@ -100,7 +100,7 @@ class Rockbed:
 
         with Counting(self._address) as counting:
             through = self._served.at(counting.address)
-            step = through.fused_kept if how == "fused" else through.unfused_together
+            step = through.fused_train if how == "fused" else through.unfused_together
             step(0)  # with what only the first call needs
             before = counting.bytes
             step(1)

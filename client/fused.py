@@ -119,18 +119,18 @@ class FusedEmbedding:
                 self.columns[each.name] = slice(self.dim, self.dim + each.embedding.dim)
                 self.dim += each.embedding.dim
 
-    def lookup(self, batch: Batch, *, train: bool = True, keep: bool = False) -> FusedOutput:
+    def lookup(self, batch: Batch, *, train: bool = True, keep: bool | None = None) -> FusedOutput:
         """Look up and pool all features, in one call.
 
         batch: by the name of each feature, a Ragged of B bags, or its arguments as a tuple. train: as in
-        PyEmbedding.lookup; False creates nothing. keep: ask the server to keep the batch for a short time, so that
-        `apply_gradients` with this output sends gradients alone.
+        PyEmbedding.lookup; False creates nothing. keep: have the batch kept for a short time where the rows are, so
+        that `apply_gradients` with this output sends gradients alone and finds the rows at once; None = as `train`.
         Raises UnknownName and InvalidConfig (features), WrongDtype, WrongShape, BatchTooLarge, ReadOnlyStorage,
         StorageClosed, the disk's errors.
         """
         return self._looked_up(*self._shares(batch), train=train, keep=keep)
 
-    def lookup_async(self, batch: Batch, *, train: bool = True, keep: bool = False) -> "Future[FusedOutput]":
+    def lookup_async(self, batch: Batch, *, train: bool = True, keep: bool | None = None) -> "Future[FusedOutput]":
         """As `lookup`, in a thread: a concurrent.futures.Future of its result.
 
         What the batch lacks is raised at once. Its arrays may not be changed until the future is done.
@@ -190,7 +190,7 @@ class FusedEmbedding:
         shares = [each.bags(given.get(each.name, empty)) for each in self.features]
         return shares, check_bags(shares)
 
-    def _looked_up(self, shares: list[Bags], size: int, *, train: bool, keep: bool) -> FusedOutput:
+    def _looked_up(self, shares: list[Bags], size: int, *, train: bool, keep: bool | None) -> FusedOutput:
         pooled = np.empty((size, self.dim), np.float32)
         sequences = {
             share.name: np.empty((share.keys.size, each.embedding.dim), np.float32)
@@ -198,6 +198,7 @@ class FusedEmbedding:
             if each.combiner is None
         }
         backend = self.storage.backend
+        keep = train if keep is None else keep
         handle = backend.fused_lookup(shares, pooled, list(sequences.values()), train=train, keep=keep)
         return FusedOutput(self, shares, pooled, sequences, handle)
 

@@ -36,7 +36,7 @@ class FusedMachine(FactorizationMachine):
     def step(self, keys: I64, labels: F32, request: tuple[str, int] | None = None) -> float:
         """As FactorizationMachine.step, in one lookup and one push; what was looked up is kept for the push, so that
         the keys travel once."""
-        out = self._fused.lookup(_batch(keys), keep=True)
+        out = self._fused.lookup(_batch(keys))
         vectors = out["vectors"].reshape(*keys.shape, -1)
         scores, error = learn(out["weights"], vectors, labels)
         self._fused.apply_gradients(out, error[:, None], {"vectors": out["vectors"]}, request=request)

@@ -144,19 +144,17 @@ class BagSums:
         most = int(np.diff(self.starts).max())
         return k.largest(self.grads.values) * max(weight, 1.0) * most < _LARGEST
 
-    def part(self, low: int, high: int, data: F32, rows: I64, out: F32) -> bool:
+    def part(self, low: int, high: int, data: F32, rows: I64, out: F32) -> None:
         """out = the sums of the rows low..high - 1, float32[high - low, dim]. data[rows]: all of the rows as they were
-        looked up. Returns whether what was summed is finite."""
+        looked up."""
         where = self.order, self.starts, self.bag, self.weights
-        finite: bool = k.sum_bags(*where, *self.grads.arguments, self.limits, data, rows, low, high, out)
-        return finite
+        k.sum_bags(*where, *self.grads.arguments, self.limits, data, rows, low, high, out)
 
-    def all(self, data: F32, rows: I64) -> tuple[F32, bool]:
-        """All of the sums, float32[count, dim], and whether they are finite. data, rows: as of `part`."""
+    def all(self, data: F32, rows: I64) -> F32:
+        """All of the sums, float32[count, dim]. data, rows: as of `part`."""
         sums = np.empty((self.count, self.dim), np.float32)
-        finite: list[bool] = []
-        in_parts(self.count, lambda part: finite.append(self.part(part.start, part.stop, data, rows, sums[part])))
-        return sums, all(finite)
+        in_parts(self.count, lambda part: self.part(part.start, part.stop, data, rows, sums[part]))
+        return sums
 
 
 def joined(

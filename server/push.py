@@ -235,8 +235,7 @@ def _combine_bags(group: Group, given: BagGradients, rows: I64) -> Prepared:
     sums = given.by_row(inverse, count)
     if (for_journal := sums.for_journal()) is not None:
         return Prepared(group, rows, keys, for_journal, _NONE, _NONE)
-    grads, finite = sums.all(data, rows)
-    return _summed(group, rows, keys, grads, finite=finite)
+    return _summed(group, rows, keys, sums.all(data, rows), finite=False)
 
 
 def _in_turn(group: Group, keys: I64, rows: I64, grads: F32, *, owned: bool) -> Prepared:
@@ -253,7 +252,7 @@ def _in_turn(group: Group, keys: I64, rows: I64, grads: F32, *, owned: bool) -> 
 
 
 def _summed(group: Group, rows: I64, keys: I64, grads: F32, *, finite: bool) -> Prepared:
-    # finite: whether what was added up is
+    # finite: whether what was added up surely is
     if not finite:
         must_be_finite(group, keys, grads)  # finite gradients can have an infinite sum
     if group.config.not_finite == "skip_row":

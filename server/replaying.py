@@ -49,7 +49,7 @@ def _sums_of(section: Section | BagSection) -> F32:
         BagSource.of(section.grads.copy()),
         np.empty(0, np.float32),
     )
-    return sums.all(np.empty((0, sums.dim), np.float32), np.empty(0, np.int64))[0]  # without limits no row is asked for
+    return sums.all(np.empty((0, sums.dim), np.float32), np.empty(0, np.int64))  # without limits no row is asked for
 
 
 def place_for_replay(group: Group, keys: I64, rows: I64, lsn: int) -> I64:

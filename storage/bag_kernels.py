@@ -261,58 +261,48 @@ def sum_bags(
     low: int,
     high: int,
     sums: F32,
-) -> bool:
+) -> None:
     """sums[u - low] = the gradient of row u from all of its positions, in order, for low <= u < high.
 
-    Position i sends weights[i] times the gradient of its bag, see `take_gradients`. order, starts: as of `by_number`.
-    weights: empty = 1. limits: float32[bags], the max_norm that the row was scaled down to in that bag, 0 = none; empty
-    = none at all. Then data[rows[u]] is the row as it was looked up. Returns whether what was summed is finite.
+    Position i sends weights[i] times the gradient of its bag, see `take_gradients`. order, starts: as of `by_number`;
+    every number has a position. weights: empty = 1. limits: float32[bags], the max_norm that the row was scaled down to
+    in that bag, 0 = none; empty = none at all. Then data[rows[u]] is the row as it was looked up.
     """
     dim = np.uint64(sums.shape[1])
     plain = weights.shape[0] == 0 and scale.shape[0] == 0
-    finite = True
     part = np.empty(sums.shape[1], np.float32)
     for u in range(low, high):
         to = np.uint64(u - low)
-        for j in range(dim):
-            sums[to, j] = 0
         if limits.shape[0] == 0 and plain:
-            for p in range(starts[u], starts[u + 1]):
+            start = np.uint64(at[bag[order[starts[u]]]])
+            for j in range(dim):
+                sums[to, j] = source[start + j]
+            for p in range(starts[u] + 1, starts[u + 1]):
                 start = np.uint64(at[bag[order[p]]])
                 for j in range(dim):
                     sums[to, j] += source[start + j]
-        elif limits.shape[0] == 0:
-            for p in range(starts[u], starts[u + 1]):
+            continue
+        for j in range(dim):
+            sums[to, j] = 0
+        p = starts[u]
+        while p < starts[u + 1]:
+            # a run of positions under one limit, whose gradients go through it as one
+            limit = limits[bag[order[p]]] if limits.shape[0] else np.float32(0)
+            for j in range(dim):
+                part[j] = 0
+            while p < starts[u + 1] and (limits.shape[0] == 0 or limits[bag[order[p]]] == limit):
                 i = order[p]
                 b = bag[i]
                 weight = weights[i] if weights.shape[0] else np.float32(1)
                 s = scale[b] if scale.shape[0] else np.float32(1)
                 start = np.uint64(at[b])
                 for j in range(dim):
-                    sums[to, j] += weight * (source[start + j] * s)
-        else:
-            p = starts[u]
-            while p < starts[u + 1]:
-                limit = limits[bag[order[p]]]
-                for j in range(dim):
-                    part[j] = 0
-                while p < starts[u + 1] and limits[bag[order[p]]] == limit:
-                    i = order[p]
-                    b = bag[i]
-                    weight = weights[i] if weights.shape[0] else np.float32(1)
-                    s = scale[b] if scale.shape[0] else np.float32(1)
-                    for j in range(dim):
-                        part[j] += weight * (source[np.uint64(at[b]) + j] * s)
-                    p += 1
-                if limit > 0:
-                    through_limit(limit, data, rows[u], part)
-                for j in range(dim):
-                    sums[to, j] += part[j]
-        total = np.float32(0)
-        for j in range(dim):
-            total += sums[to, j] * np.float32(0)  # NaN where one is not finite
-        finite &= total == 0
-    return finite
+                    part[j] += weight * (source[start + j] * s)
+                p += 1
+            if limit > 0:
+                through_limit(limit, data, rows[u], part)
+            for j in range(dim):
+                sums[to, j] += part[j]
 
 
 @kernel

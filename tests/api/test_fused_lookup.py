@@ -149,13 +149,16 @@ def test_the_order_of_features_is_that_of_the_columns_whatever_that_of_the_batch
 def test_an_output_is_an_array_whose_features_are_views(storage: PyStorage) -> None:
     rows = embedding(storage, 2, initializer=uniform())
     fused = FusedEmbedding([Feature("a", rows), Feature("b", rows, None)])
-    out = fused.lookup({"a": lists([1], [2]), "b": lists([3, 4, 5], [])})
+    batch = {"a": lists([1], [2]), "b": lists([3, 4, 5], [])}
+    out = fused.lookup(batch)
     assert np.asarray(out) is out.pooled
     assert np.asarray(out, np.float64).dtype == np.float64
     assert not np.shares_memory(np.array(out), out.pooled)
     assert np.shares_memory(out["a"], out.pooled)
     assert out["b"] is out.sequences["b"]
-    assert (len(out), repr(out)) == (2, "FusedOutput(pooled: float32[2, 2], b: float32[3, 2])")
+    assert (len(out), repr(out)) == (2, "FusedOutput(pooled: float32[2, 2], b: float32[3, 2], kept)")
+    for other in (fused.lookup(batch, keep=False), fused.lookup(batch, train=False)):  # not for a push
+        assert repr(other) == "FusedOutput(pooled: float32[2, 2], b: float32[3, 2])"
     with pytest.raises(UnknownName, match="there is no feature 'x': the features are 'a', 'b'"):
         _ = out["x"]
 

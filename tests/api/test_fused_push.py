@@ -348,7 +348,7 @@ def test_an_output_may_be_pushed_several_times_whether_kept_or_not(storage: PySt
     rows = embedding(storage, 2)
     fused = FusedEmbedding([Feature("a", rows)])
     batch = {"a": lists([1], [2, 2])}
-    for each in (fused.lookup(batch), fused.lookup(batch, keep=True), batch):
+    for each in (fused.lookup(batch), fused.lookup(batch, keep=False), batch):
         for _ in range(2):
             assert fused.apply_gradients(each, ones(2, 2))
     np.testing.assert_array_equal(rows.lookup(keys_of(1, 2), train=False), np.full((2, 2), -3))

@@ -63,24 +63,30 @@ def in_parts(n: int, call: Callable[[slice], object]) -> None:
 def side_by_side(calls: Sequence[Callable[[], object]]) -> None:
     """Make calls in threads of their own, one of them here. They must not depend on each other.
 
-    Within such a call they are made one after another: threads that wait for threads could all be waiting.
-    Raises what a call raised, when all have ended.
+    Within such a call they are made one after another: threads that wait for threads could all be waiting. So could
+    threads that wait for a lock whose holder waits for a thread: what none has begun when the caller is free is made
+    here. Of calls made with a lock held, none may wait for another lock.
+    Raises what a call raised, when all that were begun have ended.
     """
     pool = _workers() if len(calls) > 1 and not getattr(_thread, "of_pool", False) else None
     own = list(calls)
-    others: list[Future[object]] = []
+    others: list[tuple[Future[object], Callable[[], object]]] = []
     if pool is not None:
         with suppress(RuntimeError):  # the interpreter is shutting down and takes no more: the rest is done here
             while len(own) > 1:
-                others.append(pool.submit(own[-1]))
+                others.append((pool.submit(own[-1]), own[-1]))
                 own.pop()
     try:
         for call in own:
             call()
+        for other, call in reversed(others):  # the last is the one that a thread takes last
+            if other.cancel():
+                call()
     finally:
-        for other in others:
+        begun = [other for other, _ in others if not other.cancel()]
+        for other in begun:
             other.exception()  # waits: nobody may go on while a part still works on the arrays
-    for other in others:
+    for other in begun:
         other.result()
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from rockbed import parallel
-from rockbed.parallel import GRAIN, in_parts
+from rockbed.parallel import GRAIN, in_parts, side_by_side
 
 
 @pytest.fixture
@@ -83,3 +83,49 @@ def test_what_a_part_raises_is_raised_when_all_have_ended() -> None:
     with pytest.raises(KeyError, match="the last"):
         in_parts(6 * GRAIN, work)
     assert len(ended) == 2
+
+
+@pytest.mark.usefixtures("no_pool")
+def test_who_holds_a_lock_that_every_thread_waits_for_does_its_parts_itself() -> None:
+    lock, waiting, done = threading.Lock(), threading.Semaphore(0), []
+
+    def wait() -> None:
+        waiting.release()
+        with lock:
+            pass
+
+    others = threading.Thread(target=side_by_side, args=([wait] * 4,))
+    holder = threading.Thread(target=lambda: done.append(done_by(6 * GRAIN)), daemon=True)
+    with lock:
+        others.start()
+        for _ in range(4):  # the three of the pool, and the caller
+            assert waiting.acquire(timeout=10)
+        holder.start()
+        holder.join(10)
+        assert done == [Counter(range(6 * GRAIN))]
+    others.join(10)
+    assert done_by(6 * GRAIN) == Counter(range(6 * GRAIN))
+
+
+@pytest.mark.usefixtures("no_pool")
+def test_after_an_error_nothing_more_is_begun() -> None:
+    lock, waiting, done = threading.Lock(), threading.Semaphore(0), []
+
+    def wait() -> None:
+        waiting.release()
+        with lock:
+            pass
+
+    def fail() -> None:
+        raise KeyError("here")
+
+    others = threading.Thread(target=side_by_side, args=([wait] * 4,))
+    with lock:
+        others.start()
+        for _ in range(4):
+            assert waiting.acquire(timeout=10)
+        with pytest.raises(KeyError, match="here"):
+            side_by_side([fail, lambda: done.append(1)])
+    others.join(10)
+    assert done_by(6 * GRAIN) == Counter(range(6 * GRAIN))  # the threads have been through all that was queued
+    assert not done

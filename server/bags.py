@@ -12,12 +12,14 @@ from rockbed.types import F32, I64
 _COMBINERS = {None: k.SUM, "sum": k.SUM, "mean": k.MEAN, "sqrtn": k.SQRTN}
 _NO_FLOATS = np.empty(0, np.float32)
 _NO_KEYS = np.empty(0, np.int64)
+_TINIEST = float(np.finfo(np.float32).smallest_subnormal)  # 0 is no limit to the kernels
 
 
 @dataclass(frozen=True, slots=True)
 class CleanBags:
-    """Bags of which every key counts. keys: int64[n]; offsets: int64[bags + 1]; weights: float32[n], or empty = 1 each;
-    scale: float32[bags], what the sum over a bag is multiplied by, or empty = 1."""
+    """Bags of which every key counts. keys: int64[n]; offsets: int64[bags + 1]; weights: float32[n], what rows are
+    multiplied by, or empty = 1 each; scale: float32[bags], what the sum over a bag is multiplied by, or empty = 1. One
+    of the two at the most is not empty."""
 
     group: int
     keys: I64
@@ -50,10 +52,14 @@ def clean(bags: Bags, config: GroupConfig) -> CleanBags:
         n = k.prune(keys, offsets, weights, bags.negative, positive, padding, default, kept, ends, kept_weights)
         keys, offsets, weights = kept[:n], ends, kept_weights[:n]
     scale = _NO_FLOATS
-    if combiner != k.SUM and (weights.size or (np.diff(offsets) > 1).any()):
+    if combiner != k.SUM and weights.size:
+        given, weights = weights, np.empty_like(weights)
+        k.shares(offsets, given, combiner, weights)
+    elif combiner != k.SUM and (np.diff(offsets) > 1).any():
         scale = np.empty(offsets.size - 1, np.float32)
-        k.scales(offsets, weights, combiner, scale)
-    return CleanBags(bags.group, keys, offsets, weights, scale, bags.max_norm, bags.combiner is not None)
+        k.scales(offsets, combiner, scale)
+    max_norm = None if bags.max_norm is None else max(bags.max_norm, _TINIEST)
+    return CleanBags(bags.group, keys, offsets, weights, scale, max_norm, bags.combiner is not None)
 
 
 def _one(key: int) -> I64:

@@ -78,18 +78,10 @@ def prune(
 
 
 @kernel
-def scales(offsets: I64, weights: F32, combiner: int, scale: F32) -> None:
-    """scale[b] = what the sum over bag b is multiplied by: 1 / sum(w), or 1 / sqrt(sum(w^2)). Sums in float64."""
+def scales(offsets: I64, combiner: int, scale: F32) -> None:
+    """scale[b] = what the sum over bag b is multiplied by where weights are 1: 1 / n, or 1 / sqrt(n); 0 if n = 0."""
     for b in range(scale.shape[0]):
-        total = 0.0
-        if weights.shape[0] == 0:
-            total = np.float64(offsets[b + 1] - offsets[b])
-        elif combiner == MEAN:
-            for i in range(offsets[b], offsets[b + 1]):
-                total += np.float64(weights[i])
-        else:
-            for i in range(offsets[b], offsets[b + 1]):
-                total += np.float64(weights[i]) * np.float64(weights[i])
+        total = float(offsets[b + 1] - offsets[b])
         if combiner == SQRTN:
             total = math.sqrt(total)
         scale[b] = np.float32(1.0 / total) if total > 0.0 else np.float32(0.0)
@@ -116,6 +108,23 @@ def pool_rows(
         if scale.shape[0]:
             for j in range(d):
                 out[b, start + j] *= scale[b]
+
+
+@kernel
+def shares(offsets: I64, weights: F32, combiner: int, share: F32) -> None:
+    """share[i] = weights[i] / sum(w), or weights[i] / sqrt(sum(w^2)), over the bag of position i. Weights are above 0.
+
+    In float64: w e or 1 / sum(w) alone may be beyond float32, where their product, of the size of a row, is not.
+    """
+    for b in range(offsets.shape[0] - 1):
+        total = 0.0
+        for i in range(offsets[b], offsets[b + 1]):
+            w = np.float64(weights[i])
+            total += w if combiner == MEAN else w * w
+        if combiner == SQRTN:
+            total = math.sqrt(total)
+        for i in range(offsets[b], offsets[b + 1]):
+            share[i] = np.float32(np.float64(weights[i]) / total)
 
 
 @kernel

@@ -125,6 +125,24 @@ def test_weights_of_a_sum_may_be_0_or_negative_and_others_are_pruned(storage: Py
     np.testing.assert_allclose(out["filled"], [one, nine], rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e-45, 1e-30, 1e30, 3e38])
+def test_means_do_not_depend_on_the_size_of_weights(storage: PyStorage, size: float) -> None:
+    rows = embedding(storage, 2, initializer=uniform(9.0))
+    fused = FusedEmbedding([Feature("mean", rows), Feature("sqrtn", rows, "sqrtn")])
+    bags = Ragged.from_lists([[1], [1, 2]], [[size], [size, size]])
+    out = fused.lookup({"mean": bags, "sqrtn": bags})
+    one, two = rows.lookup(keys_of(1, 2), train=False)
+    np.testing.assert_allclose(out["mean"], [one, (one + two) / 2], rtol=1e-5)
+    np.testing.assert_allclose(out["sqrtn"], [one, (one + two) / np.sqrt(2)], rtol=1e-5)
+    fused.apply_gradients(out, np.full((2, 4), 1e9, np.float32))  # and neither do their gradients
+
+
+def test_a_max_norm_that_is_0_as_a_float32_is_a_limit_too(storage: PyStorage) -> None:
+    rows = embedding(storage, 2, initializer=uniform())
+    out = FusedEmbedding([Feature("a", rows, "sum", max_norm=1e-60)]).lookup({"a": lists([1, 2])})
+    assert np.abs(out.pooled).max() < 1e-44
+
+
 def test_the_order_of_features_is_that_of_the_columns_whatever_that_of_the_batch(storage: PyStorage) -> None:
     tables = [embedding(storage, dim, dim, initializer=uniform()) for dim in (2, 1, 3)]
     features = [

@@ -68,16 +68,22 @@ def test_clean_bags_are_said_to_be() -> None:
     assert k.is_clean(keys, offsets, np.ones(3, np.float32), False, True, np.array([5]), True)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_scales(weighted: bool) -> None:
-    offsets = offsets_of([0, 2, 3])
-    weights = np.array([1, 3, 0.5, 2, 1], np.float32) if weighted else NO_FLOATS
-    by = weights.astype(np.float64) if weighted else np.ones(5)
-    for combiner, norm in ((k.MEAN, np.sum(by[:2])), (k.SQRTN, np.sqrt(np.sum(by[:2] ** 2)))):
+def test_scales() -> None:
+    for combiner, wanted in ((k.MEAN, [0, 1 / 2, 1 / 3]), (k.SQRTN, [0, 2**-0.5, 3**-0.5])):
         scale: F32 = np.empty(3, np.float32)
-        k.scales(offsets, weights, combiner, scale)
-        last = np.sum(by[2:]) if combiner == k.MEAN else np.sqrt(np.sum(by[2:] ** 2))
-        np.testing.assert_allclose(scale, [0, 1 / norm, 1 / last], rtol=1e-7)
+        k.scales(offsets_of([0, 2, 3]), combiner, scale)
+        np.testing.assert_allclose(scale, wanted, rtol=1e-7)
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-30, 1, 1e38])
+def test_shares(size: float) -> None:
+    offsets, weights = offsets_of([0, 2, 3, 1]), (np.array([1, 3, 1, 2, 1, 3]) * size).astype(np.float32)
+    by = weights.astype(np.float64)
+    for combiner, norm in ((k.MEAN, np.sum), (k.SQRTN, np.linalg.norm)):
+        share: F32 = np.empty(6, np.float32)
+        k.shares(offsets, weights, combiner, share)
+        wanted = [*by[:2] / norm(by[:2]), *by[2:5] / norm(by[2:5]), 1]
+        np.testing.assert_allclose(share, wanted, rtol=1e-7)
 
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 17])

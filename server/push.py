@@ -39,6 +39,11 @@ def validated(group: Group, given: Share) -> int:
                 f"{given.keys.size} keys: send float32[{given.keys.size}, {dim}] (dim is fixed when a group is created)"
             )
         must_be_finite(group, given.keys, given.grads)
+    elif given.grads.dim != dim:  # the gradients were laid out for a group that was dropped since
+        raise DimMismatch(
+            f"group {group.number} stores rows of dim {dim}, the gradients are of dim {given.grads.dim}: the group was "
+            "dropped and made anew meanwhile; open it again"
+        )
     return _step(group, given.step)
 
 
@@ -227,7 +232,7 @@ def _combine_bags(group: Group, given: BagGradients, rows: I64) -> Prepared:
     data = group.table.data
     if group.config.duplicates == "sequential":
         keys, grads = given.keys.copy(), given.per_key(data, rows)
-        must_be_finite(group, keys[rows >= 0], grads[rows >= 0])
+        must_be_finite(group, keys[rows >= 0], grads[rows >= 0])  # finite gradients can be infinite times their weights
         return _in_turn(group, keys, rows, grads, owned=True)
     first, inverse = np.empty(rows.size, np.int64), np.empty(rows.size, np.int64)
     count = k.distinct(rows, group.table.mark, first, inverse)

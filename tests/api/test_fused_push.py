@@ -324,6 +324,19 @@ def test_a_bad_gradient_rejects_all_groups_or_skips_its_rows(storage: PyStorage)
     assert_sound(storage)
 
 
+@pytest.mark.parametrize("duplicates", ["sum", "sequential"])
+def test_a_gradient_that_its_weight_makes_infinite_is_rejected_or_skipped(storage: PyStorage, duplicates: str) -> None:
+    strict = embedding(storage, 2, 1, duplicates=duplicates)
+    lenient = embedding(storage, 2, 2, duplicates=duplicates, not_finite="skip_row")
+    batch = {"a": Ragged.from_lists([[1, 2]], [[1e30, 1.0]])}
+    with pytest.raises(GradientNotFinite, match=r"group 1: 1 of 2 gradients .* key 1 \(inf\)"):
+        FusedEmbedding([Feature("a", strict, "sum")]).apply_gradients(batch, f32([[1e30, 1]]))
+    assert storage.stats()["rows"] == 0
+    FusedEmbedding([Feature("a", lenient, "sum")]).apply_gradients(batch, f32([[1e30, 2]]))
+    np.testing.assert_array_equal(lenient.lookup(keys_of(1, 2), train=False), f32([[0, 0], [-5e29, -1]]))
+    assert storage.stats()["groups"][2]["skipped_not_finite"] == 1
+
+
 # --- requests, outputs, batches without anything ---
 
 

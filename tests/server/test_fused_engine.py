@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rockbed import GradientNotFinite, PyEmbedding, PyInitializer, PyOptimizer, PyStorage
+from rockbed import DimMismatch, GradientNotFinite, PyEmbedding, PyInitializer, PyOptimizer, PyStorage
 from rockbed.bags import Bags
 from rockbed.parallel import GRAIN
+from rockbed.server.bag_gradients import joined
+from rockbed.server.bags import clean
 from rockbed.server.kept_batches import KeptBatches
 from rockbed.server.limits import Limits
 from rockbed.storage.entries import Kind
@@ -71,6 +73,17 @@ def test_the_journal_holds_what_is_smaller_and_a_crash_loses_nothing(
     with PyStorage(tmp_path / "image") as again:
         np.testing.assert_array_equal(table(again).lookup(everything, train=False), wanted)
         assert not again.check().problems
+
+
+def test_gradients_of_a_group_that_was_made_anew_with_another_dim_meanwhile_are_refused(tmp_path: Path) -> None:
+    with PyStorage(tmp_path / "store") as storage:
+        table(storage)
+        engine = storage.backend.engine  # type: ignore[attr-defined]
+        bags = clean(evenly(np.arange(4), 2), engine.group(1).config)
+        share = joined([bags], [(np.ones((2, DIM // 2), np.float32), 0)], [], DIM // 2, None)
+        with pytest.raises(DimMismatch, match="rows of dim 8, the gradients are of dim 4: the group was dropped"):
+            engine.apply_gradients([share])
+        assert storage.stats()["rows"] == 0
 
 
 def test_sums_that_could_be_infinite_are_made_before_they_are_journaled(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def pool(group: Group, bags: CleanBags, out: F32, column: int, *, train: bool) -
             rows, _ = group.table.find(bags.keys)
             group.hide_padding(bags.keys, rows)
             group.expire(bags.keys, rows, now_ms, restart=train)
-            positions, absent, inverse, _ = _absent(group, bags.keys, rows)
+            positions, absent, inverse, counts = _absent(group, bags.keys, rows)
             at = np.minimum(np.searchsorted(distinct, absent), max(distinct.size - 1, 0))
             known = distinct[at] == absent if distinct.size else np.zeros(absent.size, np.bool_)
             if known.all():
@@ -105,7 +105,7 @@ def pool(group: Group, bags: CleanBags, out: F32, column: int, *, train: bool) -
                 return seen, left
         # Rows that were there a moment ago have made room for others meanwhile. What is known of keys only grows.
         more = absent[~known]
-        found = _look_up_absent(group, more, np.zeros(more.size, np.int64), now_ms, left, train=train)
+        found = _look_up_absent(group, more, counts[~known], now_ms, left, train=train)
         distinct, weights = np.concatenate([distinct, more]), np.concatenate([weights, found])
         order = np.argsort(distinct)
         distinct, weights = distinct[order], weights[order]

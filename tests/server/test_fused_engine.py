@@ -10,6 +10,7 @@ from rockbed.bags import Bags
 from rockbed.parallel import GRAIN
 from rockbed.server.bag_gradients import joined
 from rockbed.server.bags import clean
+from rockbed.server.group import Fetched
 from rockbed.server.kept_batches import KeptBatches
 from rockbed.server.limits import Limits
 from rockbed.storage.entries import Kind
@@ -84,6 +85,26 @@ def test_gradients_of_a_group_that_was_made_anew_with_another_dim_meanwhile_are_
         with pytest.raises(DimMismatch, match="rows of dim 8, the gradients are of dim 4: the group was dropped"):
             engine.apply_gradients([share])
         assert storage.stats()["rows"] == 0
+
+
+def test_a_row_that_is_removed_during_a_lookup_is_a_sighting_of_its_key(tmp_path: Path) -> None:
+    with PyStorage(tmp_path / "store") as storage:
+        rule, first = PyOptimizer(name="sgd", gamma=0.1), PyInitializer(name="ones")
+        PyEmbedding(storage, rule, first, DIM, 1, admission={"name": "min_count", "count": 3})
+        storage.put_rows(1, np.array([7]), np.ones((1, DIM), np.float32))
+        group = storage.backend.engine.group(1)  # type: ignore[attr-defined]
+        fetch = group.fetch
+
+        def removing(keys: I64) -> Fetched:
+            group.fetch = fetch
+            storage.shrink(group=1, min_count=1)
+            found: Fetched = fetch(keys)
+            return found
+
+        group.fetch = removing  # for key 8
+        out, _ = pooled(storage, evenly(np.array([7, 8, 7]), 3))
+        np.testing.assert_array_equal(out, np.zeros((1, DIM)))  # what keys read as that are not admitted
+        assert group.admission.seen(np.array([7, 8])).tolist() == [2, 1]
 
 
 def test_sums_that_could_be_infinite_are_made_before_they_are_journaled(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ TensorFlow's embedding_lookup_sparse."""
 
 KEYS_MAX = 2**31 - 1  # of one batch: positions are int32 where they are stored
 BAGS_MAX = 2**31 - 2
+FEATURES_MAX = 10_000  # of one batch: each costs a tenth of a millisecond whatever it holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Bags:
 
 def check_bags(batch: Sequence[Bags]) -> int:
     """Raise WrongShape, InvalidConfig, BatchTooLarge for what no engine takes. Returns B, 0 without features."""
+    if len(batch) > FEATURES_MAX:
+        raise BatchTooLarge(f"{len(batch)} features in one fused batch, {FEATURES_MAX} are the most: use several")
     for each in batch:
         weighted = each.weights is not None
         check_settings(each.name, each.combiner, each.max_norm, each.default_key, weights=weighted)
@@ -62,6 +65,11 @@ def check_bags(batch: Sequence[Bags]) -> int:
     total = sum(each.keys.size for each in batch)
     if total > KEYS_MAX:
         raise BatchTooLarge(f"{total} keys in one fused batch, {KEYS_MAX} are the most: send smaller batches")
+    bags = sum(sizes)  # numbered as keys are, and each may be filled with one
+    if total + bags > KEYS_MAX:
+        raise BatchTooLarge(
+            f"{total} keys in {bags} bags of one fused batch, {KEYS_MAX} keys and bags are the most: send smaller ones"
+        )
     return batch[0].offsets.size - 1 if batch else 0
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rockbed.bags import Bags, check_bags
-from rockbed.errors import WrongShape
+from rockbed.errors import DimMismatch
 from rockbed.interrupts import Uninterrupted
 from rockbed.parallel import spread
 from rockbed.requests import Request
@@ -119,9 +119,10 @@ def _places(
             column += dim
     given = [each.shape for each in sequences]
     if pooled.shape != (size, column) or given != wanted:
-        raise WrongShape(
+        raise DimMismatch(
             f"the results of this batch are float32[{size}, {column}], and for its sequences {_shapes(wanted)}; the "
-            f"arrays sent have the shapes {list(pooled.shape)}, and {_shapes(given)}"
+            f"arrays sent have the shapes {list(pooled.shape)}, and {_shapes(given)}: where a group was dropped and "
+            "made anew since it was opened here, open it again"
         )
     return places
 

@@ -8,6 +8,7 @@ import pytest
 
 from rockbed import (
     BatchTooLarge,
+    DimMismatch,
     Feature,
     FusedEmbedding,
     InvalidConfig,
@@ -312,3 +313,27 @@ def test_a_push_of_more_rows_than_memory_holds_is_refused_whole(open_storage: Op
     fused.apply_gradients({"a": lists([1, 2])}, ones(1, 64))
     assert storage.stats()["groups"][0]["updates"] == 2
     assert_sound(storage)
+
+
+def test_a_batch_has_not_too_many_features_nor_keys_and_bags(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Bags("f", 0, K, O)
+    assert check_bags([one] * 10_000) == 2
+    with pytest.raises(BatchTooLarge, match="10001 features in one fused batch, 10000 are the most"):
+        check_bags([one] * 10_001)
+    monkeypatch.setattr("rockbed.bags.KEYS_MAX", 14)
+    with pytest.raises(BatchTooLarge, match="9 keys in 6 bags of one fused batch, 14 keys and bags are the most"):
+        check_bags([one] * 3)
+    monkeypatch.setattr("rockbed.bags.KEYS_MAX", 15)
+    assert check_bags([one] * 3) == 2
+
+
+def test_a_group_that_was_made_anew_with_another_dim_is_to_be_opened_again(storage: PyStorage) -> None:
+    fused = FusedEmbedding([Feature("a", embedding(storage, 4, 1)), Feature("s", embedding(storage, 4, 1), None)])
+    out, kept = (fused.lookup({"a": TWO, "s": TWO}, keep=keep) for keep in (False, True))
+    storage.drop_group(1)
+    embedding(storage, 6, 1)
+    with pytest.raises(DimMismatch):
+        fused.lookup({"a": TWO, "s": TWO})
+    for each in (out, kept):
+        with pytest.raises(DimMismatch):
+            fused.apply_gradients(each, ones(2, 4), {"s": ones(3, 4)})

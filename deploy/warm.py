@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage
+from rockbed import Feature, FusedEmbedding, PyEmbedding, PyInitializer, PyOptimizer, PyStorage, Ragged
 from rockbed.config import StoreConfig
 from rockbed.optimizers.base import optimizer_names
 from rockbed.server.daemon import Daemon
@@ -48,19 +48,40 @@ def groups() -> list[dict[str, Any]]:
 def train(storage: PyStorage) -> None:
     """Open every group, look up, push, and ask for what operators ask for."""
     gradients = np.ones((KEYS.size, DIM), np.float32)
+    opened = []
     for number, given in enumerate(groups()):
         rules = {"optimizer": PyOptimizer(given["optimizer"]), "initializer": PyInitializer(given["initializer"])}
         rows = PyEmbedding(storage, **{**given, **rules}, dimension=DIM, group=number)
+        opened.append(rows)
         for _ in range(2):  # an admission rule gives a row at the second lookup
             rows.lookup(KEYS)
         gradients[0] = np.nan if given.get("not_finite") == "skip_row" else 1
         rows.apply_gradients(KEYS.repeat(2), gradients.repeat(2, axis=0))
         rows.lookup(KEYS, train=False)
         storage.get_rows(number, NEVER_SEEN)
+    fused(opened[0], opened[-1])
     storage.put_rows(0, KEYS[:10], gradients[:10])
     storage.shrink(group=0, min_count=1)  # removes those ten
     storage.flush()
     storage.check()
+
+
+def fused(summed: PyEmbedding, sequential: PyEmbedding) -> None:
+    """Look up and push bags of each kind, twenty keys long. sequential: of a group whose duplicates are."""
+    features = [
+        Feature("plain", summed, "mean"),
+        Feature("limited", summed, "sqrtn", max_norm=1e-3, default_key=1),
+        Feature("sequence", summed, None),
+        Feature("in turn", sequential, "sum"),
+    ]
+    ends = np.arange(0, KEYS.size + 1, 20)
+    weighted = Ragged(KEYS - 5, ends, np.full(KEYS.size, 0.5, np.float32))
+    plain = Ragged(KEYS, ends)
+    for names in (("plain",), ("plain", "limited", "sequence"), ("in turn",)):
+        batch = {name: weighted if name == "limited" else plain for name in names}
+        together = FusedEmbedding([each for each in features if each.name in names])
+        out = together.lookup(batch)
+        together.apply_gradients(out, np.ones_like(out.pooled), out.sequences)
 
 
 def main() -> None:

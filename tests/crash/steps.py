@@ -35,6 +35,7 @@ TTL_S = 20
 MIN_COUNT = 3  # sightings that admit a key
 SHRINK_MIN_COUNT = 3  # updates that keep a row from being shrunk
 FLUSH_EVERY, SHRINK_EVERY, CHECKPOINT_EVERY = 29, 41, 97  # steps
+BAG = 5  # keys of a bag
 _WINDOW, _STRIDE = 300, 5  # of the keys that ask for admission: few at a time, and ever new ones
 
 
@@ -51,9 +52,13 @@ def global_step(step: int) -> int:
 
 @dataclass
 class Batch:
-    """A step. seconds: what the clock moves first; looked: (group, keys) of training lookups; pushed: one push."""
+    """A step. seconds: what the clock moves first; looked: (group, keys) of training lookups; pushed: one push.
+
+    fused: both are of a fused batch, in whose bags of BAG keys (the last of a group has fewer) gradients are the same.
+    """
 
     seconds: int
+    fused: bool = False
     looked: list[tuple[int, I64]] = field(default_factory=list)
     pushed: list[tuple[int, I64, F32]] = field(default_factory=list)
 
@@ -65,7 +70,7 @@ class Batch:
 def batch(seed: int, step: int) -> Batch:
     """What happens at a step. Keys repeat; some are looked up and not pushed; some pushed that were not looked up."""
     rng = np.random.default_rng((seed, step))
-    made = Batch(int(rng.choice([0, 0, 1, 3])))
+    made = Batch(int(rng.choice([0, 0, 1, 3])), fused=step % 2 == 0)
     for group, shape in GROUPS.items():
         if made.pushed and rng.random() < 0.3:
             continue
@@ -78,5 +83,6 @@ def batch(seed: int, step: int) -> Batch:
             others = rng.integers(low, high, 8)
             seen = rng.integers(low, high, 20) if group == ADMITTED else np.concatenate([keys, others])
             made.looked.append((group, seen))
-        made.pushed.append((group, keys, rng.integers(-3, 4, (keys.size, shape.dim)).astype(np.float32)))
+        grads = rng.integers(-3, 4, (keys.size, shape.dim)).astype(np.float32)
+        made.pushed.append((group, keys, grads[np.arange(keys.size) // BAG] if made.fused else grads))
     return made

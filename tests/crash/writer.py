@@ -10,11 +10,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage
+import numpy as np
+
+from rockbed import Feature, FusedEmbedding, PyEmbedding, PyInitializer, PyOptimizer, PyStorage, Ragged
+from rockbed.types import I64
 from tests.crash.steps import (
     ADAGRAD,
     ADAM,
     ADMITTED,
+    BAG,
     CHECKPOINT_EVERY,
     EXPIRING,
     FLUSH_EVERY,
@@ -26,6 +30,7 @@ from tests.crash.steps import (
     SHRINK_MIN_COUNT,
     SHRUNK,
     TTL_S,
+    Batch,
     batch,
     global_step,
 )
@@ -101,17 +106,51 @@ def train(
         now_s += made.seconds
         report(f"looking {step} {now_s}")
         set_clock(now_s)
-        for group, keys in made.looked:
-            embeddings[group].lookup(keys)
+        look_up(embeddings, made)
         report(f"pushing {step}")
         if made.has(GLOBAL):
             embeddings[GLOBAL].global_step = global_step(step)
-        items = [(embeddings[group], keys, grads) for group, keys, grads in made.pushed]
-        storage.apply_gradients(items, request=(CLIENT, step))
+        push(storage, embeddings, made, step)
         report(f"pushed {step}")
         if orders.busy:
             care(storage, step, Path(orders.directory))
         step += 1
+
+
+def look_up(embeddings: dict[int, PyEmbedding], made: Batch) -> None:
+    """A step's training lookups, in one call where it is fused."""
+    if made.fused and made.looked:
+        fused(embeddings, [group for group, _ in made.looked]).lookup(bags(made.looked))
+    else:
+        for group, keys in made.looked:
+            embeddings[group].lookup(keys)
+
+
+def push(storage: PyStorage, embeddings: dict[int, PyEmbedding], made: Batch, step: int) -> None:
+    """A step's push: of a kept batch, of a batch, or of keys and gradients."""
+    if not made.fused:
+        items = [(embeddings[group], keys, grads) for group, keys, grads in made.pushed]
+        storage.apply_gradients(items, request=(CLIENT, step))
+        return
+    pooling = fused(embeddings, [group for group, _, _ in made.pushed])
+    shares = bags([(group, keys) for group, keys, _ in made.pushed])
+    pooled = np.zeros((len(next(iter(shares.values()))), pooling.dim), np.float32)
+    for group, _, grads in made.pushed:
+        each = grads[::BAG]
+        pooled[: len(each), pooling.columns[str(group)]] = each
+    of = pooling.lookup(shares, train=False, keep=True) if step % 4 else shares
+    pooling.apply_gradients(of, pooled, request=(CLIENT, step))
+
+
+def fused(embeddings: dict[int, PyEmbedding], groups: list[int]) -> FusedEmbedding:
+    """A feature for each group, which is its name."""
+    return FusedEmbedding([Feature(str(each), embeddings[each], "sum", prune_negative=False) for each in groups])
+
+
+def bags(shares: list[tuple[int, I64]]) -> dict[str, Ragged]:
+    """Each group's keys in bags of BAG."""
+    ends = np.arange(0, max(keys.size for _, keys in shares) + BAG, BAG)
+    return {str(group): Ragged(keys, np.minimum(ends, keys.size)) for group, keys in shares}
 
 
 def care(storage: PyStorage, step: int, directory: Path) -> None:

@@ -12,6 +12,9 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 VENV ?= .venv
 # Test processes at a time: each holds a store of its own, and the kernels use more threads than one.
 JOBS ?= 2
+# TORCH=no leaves torch out of the set-up, a large download; the tests that need it are skipped then, and say so.
+TORCH ?= yes
+comma := ,
 BIN := $(VENV)/bin
 version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 pins := pyproject.toml requirements-dev.txt rockbed/_version.py
@@ -42,7 +45,7 @@ test-fast: $(VENV)/.dev ## The tests without the slow ones
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
 
 .PHONY: test-torch
-test-torch: $(VENV)/.torch ## The tests that compare with torch (a large download)
+test-torch: $(VENV)/.dev ## The tests of the torch modules, and those that compare with torch
 	$(BIN)/python -m pytest -m torch $(ARGS)
 
 .PHONY: lint
@@ -80,7 +83,7 @@ wheel: $(VENV)/.dev ## Build the wheel into dist/
 # One stamp for each set of extras; each is made again when the pins, or the Python, change.
 install = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements-dev.txt
 $(VENV)/.demo: extras := demo
-$(VENV)/.dev: extras := dev,demo
+$(VENV)/.dev: extras := dev,demo$(if $(filter yes,$(TORCH)),$(comma)torch)
 $(VENV)/.bench: extras := bench
 $(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(pins) $(VENV)/.python-$(version)
 	$(install) --editable '.[$(extras)]'
@@ -89,10 +92,6 @@ $(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(pins) $(VENV)/.python-$(version)
 .venv-proto/.made: proto/requirements.txt
 	$(PYTHON) -m venv --clear .venv-proto
 	.venv-proto/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
-	@touch $@
-
-$(VENV)/.torch: $(VENV)/.dev
-	$(install) torch
 	@touch $@
 
 $(VENV)/.python-$(version):

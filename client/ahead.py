@@ -1,5 +1,6 @@
 """Calls that go on while the caller does something else."""
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ class Ahead:
     def __init__(self) -> None:
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._finished = False
+        self._process = os.getpid()
         self._lock = threading.Lock()
 
     def push(self, call: Callable[..., _Result], *args: Any) -> "Future[_Result]":
@@ -36,6 +38,11 @@ class Ahead:
             pool.shutdown(wait=True, cancel_futures=name == "lookup")
 
     def _submit(self, name: str, threads: int, call: Callable[..., _Result], *args: Any) -> "Future[_Result]":
+        if os.getpid() != self._process:  # a fork takes neither the threads along nor, maybe, an open lock
+            raise StorageClosed(
+                "the storage belongs to the process that this one was forked from, and cannot be used across fork(). "
+                "Open it in the process that uses it"
+            )
         with self._lock:
             if self._finished:
                 raise StorageClosed("the storage is closed: open another PyStorage")

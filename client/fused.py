@@ -25,10 +25,11 @@ class FusedOutput:
     pooled: float32[B, D], what features with a combiner gave, side by side in their order; np.asarray(out) is it.
     sequences: by name, float32[nnz, dim], a row for each key of a feature without a combiner.
     out[name]: a feature's columns of `pooled`, float32[B, dim], as a view, or its sequence.
-    It holds on to the arrays of the batch, for `apply_gradients`.
+    fused: the FusedEmbedding that was asked. batch: what it was asked for, by feature in their order; an output holds
+    on to the arrays of the batch, for `apply_gradients`.
     """
 
-    __slots__ = ("_batch", "_fused", "_handle", "pooled", "sequences")
+    __slots__ = ("_handle", "batch", "fused", "pooled", "sequences")
 
     def __init__(
         self,
@@ -40,8 +41,8 @@ class FusedOutput:
     ) -> None:
         self.pooled = pooled
         self.sequences = sequences
-        self._fused = fused
-        self._batch = batch
+        self.fused = fused
+        self.batch = batch
         self._handle = handle
 
     @property
@@ -52,9 +53,9 @@ class FusedOutput:
     def __getitem__(self, name: str) -> F32:
         if name in self.sequences:
             return self.sequences[name]
-        if name not in self._fused.columns:
-            raise UnknownName(f"there is no feature {name!r}: the features are {_quoted(self._fused.names)}")
-        return self.pooled[:, self._fused.columns[name]]
+        if name not in self.fused.columns:
+            raise UnknownName(f"there is no feature {name!r}: the features are {_quoted(self.fused.names)}")
+        return self.pooled[:, self.fused.columns[name]]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
         return np.array(self.pooled, dtype, copy=copy)
@@ -213,16 +214,16 @@ class FusedEmbedding:
         handle: bytes | None = None
         shares: Sequence[Bags]
         if isinstance(batch, FusedOutput):
-            if batch._fused is not self:
+            if batch.fused is not self:
                 raise InvalidConfig(f"{batch!r} comes from another FusedEmbedding than {self!r}: push it to its own")
-            shares, size, handle = batch._batch, len(batch), batch._handle
+            shares, size, handle = batch.batch, len(batch), batch._handle
         else:
             shares, size = self._shares(batch)
         if grad_pooled is None and self.dim == 0:
             grad_pooled = np.empty((size, 0), np.float32)
         pooled = checked_floats("grad_pooled", grad_pooled, (size, self.dim))
         rest = self._sequence_gradients(shares, {} if sequences is None else sequences)
-        steps, asked = self._steps(), checked_request(request)
+        steps, asked = global_steps(self.features), checked_request(request)
         backend = self.storage.backend
 
         def send() -> bool:
@@ -257,20 +258,21 @@ class FusedEmbedding:
             if each.combiner is None
         ]
 
-    def _steps(self) -> dict[int, int]:
-        """By group, the global step of those that have one."""
-        steps: dict[int, int] = {}
-        for each in self.features:
-            step = each.embedding.step_to_send()
-            if step is not None and steps.setdefault(each.embedding.group, step) != step:
-                raise InvalidConfig(
-                    f"feature {each.name!r} is at global step {step}, another one of group {each.embedding.group} at "
-                    f"{steps[each.embedding.group]}: use one PyEmbedding for both"
-                )
-        return steps
-
     def __repr__(self) -> str:
         return f"FusedEmbedding({', '.join(self.names)}: float32[B, {self.dim}])"
+
+
+def global_steps(features: Iterable[Feature]) -> dict[int, int]:
+    """By group, the global step of those that have one. Raises InvalidConfig."""
+    steps: dict[int, int] = {}
+    for each in features:
+        step = each.embedding.step_to_send()
+        if step is not None and steps.setdefault(each.embedding.group, step) != step:
+            raise InvalidConfig(
+                f"feature {each.name!r} is at global step {step}, another one of group {each.embedding.group} at "
+                f"{steps[each.embedding.group]}: use one PyEmbedding for both"
+            )
+    return steps
 
 
 def _ragged(name: str, value: Any) -> Ragged:

@@ -16,6 +16,7 @@ from rockbed.errors import (
     FormatTooNew,
     GradientNotFinite,
     GroupConflict,
+    InvalidBackward,
     InvalidConfig,
     JournalCorrupt,
     LimitExceeded,
@@ -78,6 +79,7 @@ __all__ = [
     "FormatTooNew",
     "GradientNotFinite",
     "GroupConflict",
+    "InvalidBackward",
     "InvalidConfig",
     "JournalCorrupt",
     "LimitExceeded",
@@ -124,8 +126,13 @@ _LAZY = {
 }
 
 
+_LAZY_MODULES = ("torch",)  # what they need is large, and not everybody has it
+
+
 def __getattr__(name: str) -> Any:
     """Load a name of the client API at its first use (PEP 562)."""
+    if name in _LAZY_MODULES:
+        return import_module(f"rockbed.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'rockbed' has no attribute {name!r}")
     value = getattr(import_module(_LAZY[name]), name)
@@ -135,4 +142,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The public names, those not loaded yet included."""
-    return sorted(__all__)
+    return sorted([*__all__, *_LAZY_MODULES])

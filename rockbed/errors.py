@@ -90,6 +90,13 @@ class GroupConflict(RockbedError, ValueError):
     code = "group_conflict"
 
 
+class InvalidBackward(RockbedError, RuntimeError):
+    """A backward pass of torch that cannot be pushed: the second one of a lookup, one that builds a graph, or one
+    through rows that were not looked up to be trained."""
+
+    code = "invalid_backward"
+
+
 class RequestTooOld(RockbedError, ValueError):
     """A request number so far behind the newest one of its client that the store no longer knows it."""
 

@@ -34,7 +34,7 @@ SERVICE_FILES = ("service", "admin", "daemon")
 def part_of(module: str) -> str:
     """The layer of a module: a key of BELOW, or "public" for rockbed/__init__.py."""
     first, *rest = [*module.split(".")[1:], ""]
-    if module in ("rockbed", "rockbed.__main__"):
+    if module in ("rockbed", "rockbed.__main__", "rockbed.torch") or first == "compat":
         return "public"
     if first == "server":
         word = rest[0].split("_")[0]
@@ -43,7 +43,7 @@ def part_of(module: str) -> str:
 
 
 def may_use(library: str, module: str) -> bool:
-    """Whether a module may import grpc, cupy or rocksdict."""
+    """Whether a module may import grpc, cupy, rocksdict or torch."""
     names = module.split(".")[1:]
     words = {word for name in names for word in name.split("_")}
     if library == "grpc":
@@ -51,6 +51,8 @@ def may_use(library: str, module: str) -> bool:
         return transport or names[:1] == ["v1"] or part_of(module) == "service"
     if library == "cupy":
         return "gpu" in words
+    if library == "torch":
+        return names[:2] == ["client", "torch"] or names[0] == "compat"
     return library != "rocksdict" or part_of(module) == "storage"
 
 
@@ -62,7 +64,7 @@ def violations(module: str, source: str, known: dict[str, Path], is_package: boo
         where = f"{module}, line {line}: "
         if library in LINKED:
             wrong.append(where + f"import rockbed.{library}, never the bare {library}")
-        elif library in ("grpc", "cupy", "rocksdict") and not may_use(library, module):
+        elif library in ("grpc", "cupy", "rocksdict", "torch") and not may_use(library, module):
             wrong.append(where + f"{library} is not to be imported here")
         elif (target := module_of(name, known)) and (part := part_of(module)) != "public":
             below = BELOW[part]
@@ -92,6 +94,21 @@ def test_import_rockbed_loads_nothing_heavy_and_takes_less_than_a_third_of_a_sec
     assert [loaded for loaded, _ in runs] == [[]] * 3
     # The quickest of three, because a busy machine slows a run down. It is about 0.01 s where nothing else runs.
     assert min(seconds for _, seconds in runs) < 0.3
+
+
+def test_the_torch_modules_are_loaded_when_used_and_say_how_to_install_torch() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None  # as where it is not installed
+import rockbed
+assert "torch" in dir(rockbed)
+try:
+    rockbed.torch
+except ModuleNotFoundError as problem:
+    print(problem)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "torch is not installed: pip install 'rockbed[torch]'\n"
 
 
 def test_imports_point_down() -> None:
@@ -135,6 +152,8 @@ def test_nobody_imports_a_top_level_folder_by_its_bare_name() -> None:
         ("rockbed.server.cli", "import grpc"),
         ("rockbed.client.embedding", "import grpc"),
         ("rockbed.storage.hot", "import cupy as cp"),
+        ("rockbed.client.fused", "from torch import nn"),
+        ("rockbed.client.fused", "from rockbed.torch import Embedding"),
     ],
 )
 def test_the_lint_sees_an_import_that_points_up(module: str, source: str) -> None:
@@ -142,7 +161,7 @@ def test_the_lint_sees_an_import_that_points_up(module: str, source: str) -> Non
         [
             *("rockbed", "rockbed.errors", "rockbed.storage", "rockbed.storage.hot", "rockbed.optimizers"),
             *("rockbed.optimizers.base", "rockbed.server", "rockbed.server.engine", "rockbed.server.service"),
-            *("rockbed.client", "rockbed.client.storage"),
+            *("rockbed.client", "rockbed.client.storage", "rockbed.torch"),
         ],
         ROOT,
     )
@@ -158,6 +177,8 @@ def test_the_lint_sees_an_import_that_points_up(module: str, source: str) -> Non
         ("rockbed.client.transport", "import grpc"),
         ("rockbed.client.storage", "from rockbed.server.engine import Engine"),
         ("rockbed.server.cli", "from rockbed.client.storage import PyStorage"),
+        ("rockbed.client.torch.rows", "import torch\nfrom rockbed.client.storage import PyStorage"),
+        ("rockbed.torch", "from rockbed.client.torch import Embedding"),
     ],
 )
 def test_the_lint_lets_an_import_that_points_down_pass(module: str, source: str) -> None:

@@ -45,7 +45,10 @@ def run(page: Path, directory: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "docs" / "fused.md"], ids=lambda page: page.name)
+PAGES = [README, ROOT / "docs" / "fused.md", pytest.param(ROOT / "docs" / "torch.md", marks=pytest.mark.torch)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     assert runnable(page.read_text()).strip(), f"{page.name} has no Python that runs"
     done = run(page, tmp_path)

@@ -1,0 +1,114 @@
+"""`EmbeddingCollection`: all sparse features of a model, in one call each way."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rockbed.client.feature import Feature
+from rockbed.client.ragged import Ragged
+from rockbed.client.torch.rows import RowModule
+from rockbed.client.torch.tensors import keys_array, offsets_array, weights_array
+from rockbed.errors import RockbedError, UnknownName, WrongDtype
+
+
+@dataclass(frozen=True)
+class CollectionOutput:
+    """pooled: dtype[B, D], the features with a combiner side by side in their order. sequences: by name, dtype[nnz,
+    dim], the rows of features without one. columns: by name, the feature's place in `pooled`.
+
+    out[name] is a feature's columns, or its sequence.
+    """
+
+    pooled: Any
+    sequences: dict[str, Any]
+    columns: dict[str, slice]
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.sequences:
+            return self.sequences[name]
+        if name not in self.columns:
+            known = ", ".join(map(repr, [*self.columns, *self.sequences]))
+            raise UnknownName(f"there is no feature {name!r}: the features are {known}")
+        return self.pooled[:, self.columns[name]]
+
+
+class EmbeddingCollection(RowModule):
+    """All sparse features of a model as one module: one call looks them up and pools, one push trains them.
+
+    >>> sparse = rockbed.torch.EmbeddingCollection(  # doctest: +SKIP
+    ...     [rockbed.Feature("user", users), rockbed.Feature("seen", items, "sqrtn")]
+    ... )
+    >>> out = sparse({"user": (user_keys, user_offsets), "seen": (keys, offsets, weights)})  # doctest: +SKIP
+    >>> out.pooled, out["seen"]  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        *,
+        missing: str = "error",
+        scale: float | str = 1.0,
+        dtype: Any = torch.float32,
+        trainable: bool = True,
+    ) -> None:
+        """features, missing: see rockbed.FusedEmbedding. scale, dtype, trainable: see RowModule.
+        Raises InvalidConfig, WrongDtype."""
+        # One collection is most often all of a model's rows, so that its push can do without the keys.
+        super().__init__(features, missing=missing, scale=scale, dtype=dtype, trainable=trainable, keep=True)
+
+    @torch.compiler.disable
+    def forward(self, batch: Any) -> CollectionOutput:
+        """batch: by the name of the feature (keys, offsets) or (keys, offsets, weights), tensors on the CPU: int64 or
+        uint64[nnz], int64 or int32[B + 1], float32[nnz]. Or a KeyedJaggedTensor of torchrec.
+
+        Modes are as of Embedding. Raises what FusedEmbedding.lookup raises.
+        """
+        out, tensors = self.look_up(_ragged(batch))
+        left = list(tensors)
+        pooled = left.pop(0) if self.fused.dim else torch.from_numpy(out.pooled).to(self.dtype)
+        return CollectionOutput(pooled, dict(zip(out.sequences, left, strict=True)), self.fused.columns)
+
+    def prefetch(self, batch: Any) -> "list[Future[tuple[int, int]]]":
+        """Bring rows from disk into memory, in threads: see PyEmbedding.prefetch_async. batch: as of a call."""
+        given = _ragged(batch)
+        return [
+            each.embedding.prefetch_async(given[each.name].keys) for each in self.fused.features if each.name in given
+        ]
+
+
+def _ragged(batch: Any) -> dict[str, Ragged]:
+    if isinstance(batch, Mapping):
+        return {name: _bags(name, value) for name, value in batch.items()}
+    if all(hasattr(batch, name) for name in ("keys", "values", "offsets", "weights_or_none")):
+        return _of_jagged(batch)
+    raise WrongDtype(f"a batch is a dict of (keys, offsets) by feature, or a KeyedJaggedTensor, not {type(batch)}")
+
+
+def _bags(name: str, value: Any) -> Ragged:
+    if not isinstance(value, tuple | list) or len(value) not in (2, 3):
+        sent = f"{len(value)} values" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
+        raise WrongDtype(f"feature {name!r}: its bags are (keys, offsets) or (keys, offsets, weights), not {sent}")
+    keys, offsets, weights = value if len(value) == 3 else (*value, None)
+    where = f"feature {name!r}: "
+    arrays = keys_array(where + "keys", keys), offsets_array(where + "offsets", offsets)
+    try:
+        return Ragged(*arrays, weights_array(where + "weights", weights))
+    except RockbedError as problem:
+        raise problem if str(problem).startswith(where) else type(problem)(where + str(problem)) from None
+
+
+def _of_jagged(jagged: Any) -> dict[str, Ragged]:
+    """The features of a torchrec KeyedJaggedTensor: one after the other, each with as many bags."""
+    names = jagged.keys()
+    values, weights = keys_array("values", jagged.values()), weights_array("weights", jagged.weights_or_none())
+    offsets = offsets_array("offsets", jagged.offsets())
+    bags = (offsets.size - 1) // max(len(names), 1)
+    batch = {}
+    for i, name in enumerate(names):
+        own = offsets[i * bags : (i + 1) * bags + 1]
+        part = slice(own[0], own[-1])
+        batch[name] = Ragged(values[part], own - own[0], None if weights is None else weights[part])
+    return batch

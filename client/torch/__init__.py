@@ -1,6 +1,7 @@
 """PyTorch modules whose rows are in a store: what `rockbed.torch` has."""
 
 from rockbed.client.torch.collection import CollectionOutput, EmbeddingCollection
+from rockbed.client.torch.frozen import FrozenEmbedding, FrozenEmbeddingBag
 from rockbed.client.torch.modules import Embedding, EmbeddingBag
 from rockbed.client.torch.prefetching import prefetching
 from rockbed.client.torch.pushing import Accumulation, accumulate
@@ -12,6 +13,8 @@ __all__ = [
     "Embedding",
     "EmbeddingBag",
     "EmbeddingCollection",
+    "FrozenEmbedding",
+    "FrozenEmbeddingBag",
     "accumulate",
     "join_ranks",
     "prefetching",

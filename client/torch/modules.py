@@ -9,6 +9,7 @@ import torch
 from rockbed.client.embedding import PyEmbedding
 from rockbed.client.feature import Feature
 from rockbed.client.ragged import Ragged
+from rockbed.client.torch.frozen import FrozenEmbedding, FrozenEmbeddingBag, frozen_rows
 from rockbed.client.torch.rows import RowModule
 from rockbed.client.torch.tensors import described, keys_array, offsets_array, weights_array
 from rockbed.errors import WrongShape
@@ -53,6 +54,14 @@ class Embedding(RowModule):
         """Bring rows from disk into memory, in a thread: see PyEmbedding.prefetch_async. keys: as of a call."""
         return [self.embedding.prefetch_async(_one_bag(keys).keys)]
 
+    def frozen(self, keys: Any) -> FrozenEmbedding:
+        """The rows of keys as they are now, in a module that needs no store: for TorchScript, torch.export, ONNX.
+
+        keys: int64 or uint64, of any shape. All other keys give the miss_value. The memory that it takes is that of its
+        rows. Raises WrongDtype, InvalidConfig.
+        """
+        return frozen_rows(self.fused.features[0], keys, self.dtype)
+
 
 class EmbeddingBag(RowModule):
     """The rows of each bag of keys as one, as torch.nn.EmbeddingBag gives them; pooled where the rows are."""
@@ -94,6 +103,11 @@ class EmbeddingBag(RowModule):
     def prefetch(self, keys: Any) -> "list[Future[tuple[int, int]]]":
         """Bring rows from disk into memory, in a thread: see PyEmbedding.prefetch_async. keys: as of a call."""
         return [self.embedding.prefetch_async(_one_bag(keys).keys)]
+
+    def frozen(self, keys: Any) -> FrozenEmbeddingBag:
+        """As Embedding.frozen. It is called with keys [B, L], and if need be per_sample_weights."""
+        feature = self.fused.features[0]
+        return FrozenEmbeddingBag(frozen_rows(feature, keys, self.dtype), feature)
 
     def _bags(self, keys: Any, offsets: Any, per_sample_weights: Any) -> Ragged:
         flat, weights = keys_array("keys", keys), weights_array("per_sample_weights", per_sample_weights)

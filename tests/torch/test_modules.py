@@ -11,10 +11,12 @@ torch = pytest.importorskip("torch", reason="torch is not installed: `make test`
 
 import rockbed.torch  # noqa: E402
 from rockbed import (  # noqa: E402
+    Connection,
     Feature,
     GroupConflict,
     InvalidBackward,
     InvalidConfig,
+    PermissionDenied,
     PyStorage,
     ReadOnlyStorage,
     StorageClosed,
@@ -23,6 +25,7 @@ from rockbed import (  # noqa: E402
     WrongShape,
 )
 from tests.api.helpers import OpenStorage, embedding, run_python, uniform  # noqa: E402
+from tests.server.served import Server  # noqa: E402
 from tests.torch.helpers import plain, rows, tensor  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -163,6 +166,25 @@ def test_a_read_only_storage_serves(tmp_path: Path) -> None:
         assert rockbed.torch.Embedding(table, trainable=False)(tensor(1, 2)).any()
         with pytest.raises(ReadOnlyStorage):
             rockbed.torch.Embedding(table)(tensor(1))
+
+
+def test_a_token_of_the_role_read_serves(tmp_path: Path) -> None:
+    secrets = {role: f"the secret of {role}, long enough" for role in ("read", "train")}
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text("".join(f'[[token]]\nname = "{r}"\nrole = "{r}"\nsecret = "{s}"\n' for r, s in secrets.items()))
+    tokens.chmod(0o600)
+    server = Server(tmp_path)
+    try:
+        target = server.start(tokens=tokens)
+        with PyStorage(target, connection=Connection(token=secrets["train"])) as storage:
+            plain(storage, initializer=uniform()).lookup(np.array([1]))
+        with PyStorage(target, connection=Connection(token=secrets["read"])) as storage:
+            table = plain(storage, initializer=uniform())
+            assert rockbed.torch.Embedding(table, trainable=False)(tensor(1, 2)).any()
+            with pytest.raises(PermissionDenied):
+                rockbed.torch.Embedding(table)(tensor(1))
+    finally:
+        server.close()
 
 
 def test_prefetch_brings_rows_into_memory_and_creates_none(storage: PyStorage) -> None:

@@ -71,7 +71,7 @@ def push_shares(
     storage: PyStorage, shares: Sequence[Share], steps: Mapping[int, int], request: RequestId | None = None
 ) -> bool:
     """Push shares, whatever lookups they come from. steps: by group."""
-    size = max((each.bags.offsets.size - 1 for each in shares if each.pooled), default=1)
+    size = max([1, *(each.bags.offsets.size - 1 for each in shares if each.pooled)])  # 1: for sequences without bags
     padded = [_padded(each, size) for each in shares]
     pooled = [each.gradient for each in padded if each.pooled]
     batch = [each.bags for each in padded]

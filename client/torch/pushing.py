@@ -95,7 +95,7 @@ class Accumulation:
 
 
 class _Pass:
-    """The gradients of one backward pass for one storage. `pushed_at_end` holds on to it until the pass is over."""
+    """The gradients of one backward pass for one storage. Torch holds on to it, by `at_end`, until the pass is over."""
 
     def __init__(self, storage: PyStorage) -> None:
         self.storage = storage
@@ -111,15 +111,16 @@ class _Pass:
 
 
 _lock = threading.Lock()
-_passes: "WeakValueDictionary[tuple[int, int], _Pass]" = (
-    WeakValueDictionary()
-)  # by torch's number, and the storage's id
+# By torch's number of the pass, and the id of the storage.
+_passes: "WeakValueDictionary[tuple[int, int], _Pass]" = WeakValueDictionary()
 _accumulating: "WeakKeyDictionary[PyStorage, Accumulation]" = WeakKeyDictionary()
 
 
 def collect(lookup: TrainedLookup, gradients: Sequence[Any]) -> None:
     """Take the gradients of a lookup's tensors, within the backward pass that they belong to; None for those that have
     none. Raises InvalidBackward."""
+    if all(each is None for each in gradients):  # a custom function above gave none
+        return
     gradient = lookup.gradient(gradients)
     place = (torch._C._current_graph_task_id(), id(lookup.storage))
     with _lock:
@@ -128,6 +129,11 @@ def collect(lookup: TrainedLookup, gradients: Sequence[Any]) -> None:
             under_way = _passes[place] = _Pass(lookup.storage)
             torch.autograd.Variable._execution_engine.queue_callback(under_way.at_end)
         under_way.collected.add(lookup, gradient)
+
+
+def pushes_alone(storage: PyStorage) -> bool:
+    """Whether a backward pass that has one lookup pushes just that."""
+    return storage not in _accumulating and not is_joined(storage)
 
 
 @contextmanager

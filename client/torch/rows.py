@@ -8,7 +8,7 @@ from torch import nn
 
 from rockbed.client.feature import Feature
 from rockbed.client.fused import Batch, FusedEmbedding, FusedOutput
-from rockbed.client.torch.pushing import TrainedLookup, collect
+from rockbed.client.torch.pushing import TrainedLookup, collect, pushes_alone
 from rockbed.client.torch.ranks import begun
 from rockbed.client.torch.tensors import FLOATS
 from rockbed.config import number_problems
@@ -70,7 +70,8 @@ class RowModule(nn.Module):
         """The output of a lookup, and its tensors: `pooled`, if any feature is, and the sequences."""
         train = self.training and self.trainable
         wanted = self.trainable and torch.is_grad_enabled()
-        out = self.fused.lookup(batch, train=train, keep=train and wanted and self._keep)
+        keep = self._keep and train and wanted and pushes_alone(self.fused.storage)
+        out = self.fused.lookup(batch, train=train, keep=keep)
         arrays = ([out.pooled] if self.fused.dim else []) + list(out.sequences.values())
         tensors = [torch.from_numpy(each).to(self.dtype) for each in arrays]
         if not wanted:

@@ -46,21 +46,33 @@ def test_all_modules_of_a_storage_push_once_in_a_backward_pass(storage: PyStorag
     np.testing.assert_array_equal(rows(two, 1, 2, 3), [[-1, -1], [-1, -1], [-2, -2]])
 
 
-def test_a_lone_collection_pushes_without_its_keys(storage: PyStorage) -> None:
+def test_a_lone_collection_pushes_without_its_keys_and_keeps_none_where_it_is_not_alone(storage: PyStorage) -> None:
     table = plain(storage)
     module = rockbed.torch.EmbeddingCollection([Feature("a", table, "sum"), Feature("s", table, None)])
-    out = module({"a": (tensor(1, 2), tensor(0, 2)), "s": (tensor(5), tensor(0, 1))})
-    handles = []
-    real = storage.backend.fused_apply_gradients
+    batch = {"a": (tensor(1, 2), tensor(0, 2)), "s": (tensor(5), tensor(0, 1))}
+    kept, handles = [], []
+    lookup, push = storage.backend.fused_lookup, storage.backend.fused_apply_gradients
+
+    def spy_lookup(*arguments: Any, keep: bool, **options: Any) -> Any:
+        kept.append(keep)
+        return lookup(*arguments, keep=keep, **options)
 
     def spy(batch: Any, handle: Any, *rest: Any) -> bool:
         handles.append(handle)
-        return real(batch, handle, *rest)
+        return push(batch, handle, *rest)
 
+    storage.backend.fused_lookup = spy_lookup  # type: ignore[method-assign]
     storage.backend.fused_apply_gradients = spy  # type: ignore[method-assign, assignment]
+    out = module(batch)
     (out["a"].sum() + out["s"].sum()).backward()
     assert handles[0] is not None
-    assert rows(table, 1, 2, 5)[:, 0].tolist() == [-1, -1, -1]
+    with rockbed.torch.accumulate(storage):
+        for _ in range(2):
+            module(batch).pooled.sum().backward()
+    module.eval()(batch)
+    assert kept == [True, False, False, False]
+    assert handles[1:] == [None]
+    assert rows(table, 1, 2, 5)[:, 0].tolist() == [-3, -3, -1]
 
 
 def test_the_keys_may_change_between_the_passes(storage: PyStorage) -> None:
@@ -210,6 +222,32 @@ def test_bags_of_different_numbers_are_pushed_together(storage: PyStorage) -> No
     (small(torch.tensor([[-1, -1]])).sum() + large(torch.tensor([[1, 2], [1, -1], [-1, -1]])).sum()).backward()
     assert counting.pushes == 1
     assert rows(table, 7, 1, 2)[:, 0].tolist() == [-1, -1.5, -0.5]
+
+
+def test_rows_without_bags_beside_a_batch_of_none_are_pushed(storage: PyStorage) -> None:
+    table = plain(storage)
+    none = rockbed.torch.EmbeddingBag(table, default_key=7)(torch.empty((0, 2), dtype=torch.int64))
+    (none.sum() + rockbed.torch.Embedding(table)(tensor(1, 2)).sum()).backward()
+    assert rows(table, 1, 2, 7)[:, 0].tolist() == [-1, -1, 0]
+
+
+def test_a_lookup_whose_gradient_is_none_is_left_alone(storage: PyStorage) -> None:
+    class Stop(torch.autograd.Function):  # type: ignore[misc, name-defined, unused-ignore]
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> None:
+            return None
+
+    table = plain(storage)
+    module = rockbed.torch.Embedding(table)
+    counting = Counting(storage)
+    Stop.apply(module(tensor(1))).sum().backward()
+    assert counting.pushes == 0
+    (Stop.apply(module(tensor(1))) + module(tensor(2))).sum().backward()
+    assert rows(table, 1, 2)[:, 0].tolist() == [0, -1]
 
 
 def test_two_storages_are_pushed_one_by_one(open_storage: OpenStorage) -> None:

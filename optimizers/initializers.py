@@ -21,6 +21,10 @@ BELOW_MINUS_TWO = 0.022750131948179207
 """P(Z < -2) of the standard normal distribution."""
 
 
+Recipe = tuple[str, float, float, float]
+"""How random_values fills a row: "constant", value, 0, 0; "uniform", low, span, 0; "normal", mean, stddev, below."""
+
+
 class Initializer(Protocol):
     """One way to start rows."""
 
@@ -32,6 +36,9 @@ class Initializer(Protocol):
         data: float32[capacity, width >= dim]. rows: int64[n], within data. keys: int64[n], a uint64 key as its bit
         pattern. seed: any int, taken modulo 2^64. group: 0..65535.
         """
+
+    def recipe(self, dim: int) -> Recipe:
+        """What `fill` computes, for a port of it."""
 
     def params(self) -> dict[str, Value]:
         """Parameters by primary key: make_initializer(name, **params()) builds an equal one."""
@@ -63,6 +70,9 @@ class _Constant(Configured):
     def fill(self, data: F32, rows: I64, keys: I64, dim: int, seed: int, group: int) -> None:
         fill_constant(data, rows, dim, np.float32(self._value()))
 
+    def recipe(self, dim: int) -> Recipe:
+        return "constant", self._value(), 0.0, 0.0
+
 
 class _Uniform(Configured):
     """Writes U(low, high); the bounds may depend on dim."""
@@ -74,8 +84,12 @@ class _Uniform(Configured):
         raise NotImplementedError
 
     def fill(self, data: F32, rows: I64, keys: I64, dim: int, seed: int, group: int) -> None:
+        _, low, span, _ = self.recipe(dim)
+        fill_uniform(data, rows, keys, dim, np.uint64(seed & SEED_MASK), group, low, span)
+
+    def recipe(self, dim: int) -> Recipe:
         low, high = self._bounds(dim)
-        fill_uniform(data, rows, keys, dim, np.uint64(seed & SEED_MASK), group, low, high - low)
+        return "uniform", low, high - low, 0.0
 
 
 class _Normal(Configured):
@@ -89,8 +103,12 @@ class _Normal(Configured):
         raise NotImplementedError
 
     def fill(self, data: F32, rows: I64, keys: I64, dim: int, seed: int, group: int) -> None:
+        _, mean, stddev, below = self.recipe(dim)
+        fill_normal(data, rows, keys, dim, np.uint64(seed & SEED_MASK), group, mean, stddev, below)
+
+    def recipe(self, dim: int) -> Recipe:
         mean, stddev = self._mean_stddev(dim)
-        fill_normal(data, rows, keys, dim, np.uint64(seed & SEED_MASK), group, mean, stddev, self.below)
+        return "normal", mean, stddev, self.below
 
 
 @registry.register

@@ -11,6 +11,8 @@ from rockbed._version import __version__
 from rockbed.errors import (
     BatchTooLarge,
     DeadlineExceeded,
+    DeviceOutOfMemory,
+    DeviceUnavailable,
     DimMismatch,
     DuplicateName,
     FormatTooNew,
@@ -74,6 +76,8 @@ __all__ = [
     # errors
     "BatchTooLarge",
     "DeadlineExceeded",
+    "DeviceOutOfMemory",
+    "DeviceUnavailable",
     "DimMismatch",
     "DuplicateName",
     "FormatTooNew",

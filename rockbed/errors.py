@@ -181,6 +181,21 @@ class FormatTooNew(RockbedError, RuntimeError):
     code = "format_too_new"
 
 
+# --- a GPU ---
+
+
+class DeviceUnavailable(RockbedError, RuntimeError):
+    """The GPU that was asked for is not there, or its driver cannot be used. The message says which and what to try."""
+
+    code = "device_unavailable"
+
+
+class DeviceOutOfMemory(RockbedError, MemoryError):
+    """The GPU has no memory left for what a call needs beside the rows. Nothing was applied."""
+
+    code = "device_out_of_memory"
+
+
 # --- a server ---
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import grpc
 
 from rockbed.errors import (
+    DeviceOutOfMemory,
+    DeviceUnavailable,
     FormatTooNew,
     GroupConflict,
     MissingPackage,
@@ -42,6 +44,8 @@ _STATUS: tuple[tuple[type[RockbedError], grpc.StatusCode], ...] = (
     (StoreExists, grpc.StatusCode.ALREADY_EXISTS),
     (GroupConflict, grpc.StatusCode.FAILED_PRECONDITION),
     (MissingPackage, grpc.StatusCode.FAILED_PRECONDITION),
+    (DeviceUnavailable, grpc.StatusCode.FAILED_PRECONDITION),
+    (DeviceOutOfMemory, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (ReadOnlyStorage, grpc.StatusCode.FAILED_PRECONDITION),
     (RequestTooOld, grpc.StatusCode.OUT_OF_RANGE),
     (StorageFull, grpc.StatusCode.RESOURCE_EXHAUSTED),

@@ -36,6 +36,9 @@ def test_the_wheel_holds_every_module_and_is_imported_without_the_checkout(tmp_p
         archive.extractall(site)
     assert names >= {str(file.relative_to(ROOT)) for file in modules().values()}
     assert "rockbed/py.typed" in names
+    kernels = {f"rockbed/storage/gpu/{file.name}" for file in (ROOT / "storage" / "gpu").glob("*.cu*")}
+    assert names >= kernels
+    assert len(kernels) > 5
     assert {name.split("/")[0] for name in names} == {"rockbed", f"rockbed-{rockbed.__version__}.dist-info"}
 
     imported = ", ".join(f"rockbed.{name}" for name in LINKED)

@@ -1,0 +1,124 @@
+"""A launcher whose device is the CPU: the kernels' own source with tests/gpu/shim.cuh below it, compiled by g++."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import weakref
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import DTypeLike
+
+from rockbed.storage.gpu.sources import BLOCK_THREADS, Module
+from rockbed.types import AnyArray
+
+SHIM = Path(__file__).with_name("shim.cuh")
+# Contraction would give other bits than the GPU's --fmad=false. Kernels see rows as words and as floats.
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-ffp-contract=off", "-fno-strict-aliasing")
+_GUARD = 64  # bytes before and after each array that no kernel may touch
+_PATTERN = 0xA5
+_ERRORS = {1: "its threads wait for lanes that never come", 2: "16 bytes at an address that is no multiple of 16"}
+
+
+def compiler() -> str:
+    """The path of a C++ compiler; the test is skipped where there is none."""
+    found = shutil.which("g++") or shutil.which("c++")
+    if found is None:
+        pytest.skip("no C++ compiler: install g++, and the GPU's kernels are tested on the CPU")
+    return found
+
+
+@lru_cache
+def library(module: Module) -> ctypes.CDLL:
+    """The module as a shared library, compiled once for all test processes of this user."""
+    text = module.text(SHIM) + "".join(f"HOST_LAUNCH({name})\n" for name in module.kernels())
+    name = hashlib.sha256(" ".join([*FLAGS, text]).encode()).hexdigest()[:24]
+    folder = Path(tempfile.gettempdir()) / f"rockbed-kernels-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"{module.file}-{name}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            source, made = Path(own) / "source.cpp", Path(own) / "made.so"
+            source.write_text(text)
+            subprocess.run([compiler(), *FLAGS, "-o", str(made), str(source)], check=True)
+            made.rename(path)
+    return ctypes.CDLL(str(path))
+
+
+class HostLauncher:
+    """Runs kernels on the CPU, thread by thread, interleaved as `seed` draws it. After each launch, what lies before
+    and behind every array must be as it was."""
+
+    def __init__(self, seed: int = 0) -> None:
+        compiler()
+        self.seed = seed
+        self.launches: list[str] = []  # the kernels launched so far
+        self.waits = 0  # how often the host waited for the device
+        self._guarded: dict[
+            int, tuple[weakref.ref[AnyArray], int, int]
+        ] = {}  # memory, where the array in it begins, ends
+
+    def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> AnyArray:
+        """An array filled with a pattern that is nothing sensible as a number, between guards."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        raw = np.full(size + 2 * _GUARD + 16, _PATTERN, np.uint8)
+        start = _GUARD + -(raw.ctypes.data + _GUARD) % 16
+        array: AnyArray = raw[start : start + size].view(dtype).reshape(shape)
+        key = id(raw)
+        self._guarded[key] = weakref.ref(raw, lambda _: self._guarded.pop(key, None)), start, start + size
+        return array
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> AnyArray:
+        array = self.empty(shape, dtype)
+        array.view(np.uint8).reshape(-1)[:] = 0
+        return array
+
+    def to_device(self, array: AnyArray) -> AnyArray:
+        copy = self.empty(array.shape, array.dtype)
+        copy[...] = array
+        return copy
+
+    def to_host(self, array: AnyArray) -> AnyArray:
+        self.waits += 1
+        return array.copy()
+
+    def address(self, array: AnyArray) -> int:
+        return array.ctypes.data
+
+    def launch(self, module: Module, kernel: str, threads: int, *arguments: Any) -> None:
+        blocks = -(-threads // BLOCK_THREADS)
+        given = [self._by_address(value) for value in module.arguments(kernel, arguments)]
+        if blocks == 0:
+            return
+        self.launches.append(kernel)
+        self.seed += 1
+        run = getattr(library(module), f"launch_{kernel}")
+        pointers = (ctypes.c_void_p * len(given))(*[value.ctypes.data for value in given])
+        failed = run(pointers, ctypes.c_int64(blocks), ctypes.c_uint64(self.seed))
+        assert not failed, f"{kernel}: {_ERRORS[failed]}"
+        for memory, begin, end in list(self._guarded.values()):
+            raw = memory()
+            if raw is not None:
+                beside = np.concatenate([raw[:begin], raw[end:]])
+                assert (beside == _PATTERN).all(), f"{kernel} wrote beside an array"
+
+    def running_sum(self, marks: AnyArray) -> AnyArray:
+        return self.to_device(np.cumsum(marks, dtype=np.int32))
+
+    def stable_order(self, ids: AnyArray) -> AnyArray:
+        return self.to_device(np.argsort(ids, kind="stable"))
+
+    @staticmethod
+    def _by_address(value: Any) -> AnyArray:
+        """An array of one element that holds the argument: a number, or an array's address."""
+        if value is None:
+            return np.zeros(1, np.uint64)
+        if isinstance(value, np.ndarray):
+            return np.array([value.ctypes.data], np.uint64)
+        return np.array([value])

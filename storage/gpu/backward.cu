@@ -163,10 +163,11 @@ DEVICE void pull_back(const Lanes<LANES>& lanes, const float* row, const float* 
     back = longer ? (float)(dot / square) : 0.0f;
 }
 
-// out = the sum of the gradients at the sorted places from..to-1, all uses of one row of `weights`.
+// out = the sum of the gradients at the sorted places from..to-1, all uses of one row. aligned: whether the gradients of
+// all features are (bit ALIGNED).
 template <int LANES>
-DEVICE void sum_uses(const Feature* features, const Spot* spots, const i64* order, i64 from, i64 to, const float* row,
-                     int dim, float* out) {
+DEVICE void sum_uses(const Feature* features, int aligned, const Spot* spots, const i64* order, i64 from, i64 to,
+                     const float* row, int dim, float* out) {
     const int AT_ONCE = LANES < 4 ? LANES : 4;
     const Lanes<LANES> lanes;
     for (int start = 0; start < dim; start += 4 * LANES) {
@@ -177,12 +178,10 @@ DEVICE void sum_uses(const Feature* features, const Spot* spots, const i64* orde
             // one use a lane: where its gradient begins, what it is multiplied by
             u64 gradient = 0;
             float weight = 0.0f, max_norm = 0.0f, scale = -1.0f, back = 0.0f;
-            int aligned = 0;
             if (i + lanes.lane < to) {
                 const Spot spot = spots[order[i + lanes.lane]];
                 const Feature& f = features[spot.feature];
                 gradient = (u64)(f.values + spot.sample * f.value_stride);
-                aligned = f.bits & ALIGNED;
                 weight = spot.weight;
                 max_norm = f.max_norm;
             }
@@ -200,14 +199,13 @@ DEVICE void sum_uses(const Feature* features, const Spot* spots, const i64* orde
                 Four value[AT_ONCE];
 #pragma unroll
                 for (int u = 0; u < AT_ONCE; ++u) {
-                    const float* at = (const float*)lanes.from(gradient, k + u);
-                    const int whole = lanes.from(aligned, k + u);
-                    value[u] = Four{{0.0f, 0.0f, 0.0f, 0.0f}};
-                    if (k + u < n && whole && width == 4)
-                        value[u] = load_four(at + column);
-                    else if (k + u < n)
-                        for (int j = 0; j < 4; ++j)
-                            if (j < width) value[u].v[j] = at[column + j];
+                    // always a load, of something that is there: loads behind branches would wait for each other
+                    const float* at = (const float*)lanes.from(gradient, k + u < n ? k + u : k);
+                    if (aligned) {
+                        value[u] = load_four(at + (width ? column : 0));
+                    } else {
+                        for (int j = 0; j < 4; ++j) value[u].v[j] = at[j < width ? column + j : 0];
+                    }
                 }
 #pragma unroll
                 for (int u = 0; u < AT_ONCE; ++u) {
@@ -229,24 +227,24 @@ DEVICE void sum_uses(const Feature* features, const Spot* spots, const i64* orde
 }
 
 template <int LANES>
-DEVICE void sum_block(const Feature* features, const Share& share, const Spot* spots, const i64* order, const u32* sorted,
-                      const int* starts, i64 block) {
+DEVICE void sum_block(const Feature* features, int aligned, const Share& share, const Spot* spots, const i64* order,
+                      const u32* sorted, const int* starts, i64 block) {
     const i64 s = block * (THREADS / LANES) + thread_in_block() / LANES;
     if (s >= share.segments) return;
     const i64 from = starts[share.first_segment + s];
     i64 to = starts[share.first_segment + s + 1];
     if (to > from + PIECE) to = from + PIECE;
     const float* row = share.data + ((i64)sorted[from] - share.first_id) * share.stride;
-    sum_uses<LANES>(features, spots, order, from, to, row, share.dim, share.sums + s * share.dim);
+    sum_uses<LANES>(features, aligned, spots, order, from, to, row, share.dim, share.sums + s * share.dim);
 }
 
 // The first piece of every segment, straight into the sums.
-KERNEL CROWDED sum_segments(const Feature* features, const Share* shares, int tables, const Spot* spots, const i64* order,
-                    const u32* sorted, const int* starts) {
+KERNEL CROWDED sum_segments(const Feature* features, int aligned, const Share* shares, int tables, const Spot* spots,
+                            const i64* order, const u32* sorted, const int* starts) {
     const int t = last_at_most(tables, block_number(), [=](int i) { return shares[i].first_block; });
     const Share share = shares[t];
     const i64 block = block_number() - share.first_block;
-#define SUM_ROWS(LANES) sum_block<LANES>(features, share, spots, order, sorted, starts, block)
+#define SUM_ROWS(LANES) sum_block<LANES>(features, aligned, share, spots, order, sorted, starts, block)
     WITH_LANES(lanes_for(share.dim), SUM_ROWS)
 #undef SUM_ROWS
 }
@@ -256,9 +254,9 @@ DEVICE int share_of_segment(const Share* shares, int tables, i64 s) {
 }
 
 // The pieces after the first, a warp each: partial[e] = the sum of extra piece e; float32[extra pieces, widest dim].
-KERNEL CROWDED sum_extra(const Feature* features, const Share* shares, int tables, const Spot* spots, const i64* order,
-                 const u32* sorted, const int* starts, const int* extra, const int* last, const int* segment_of,
-                 i64 pieces, int widest, float* partial) {
+KERNEL CROWDED sum_extra(const Feature* features, int aligned, const Share* shares, int tables, const Spot* spots,
+                         const i64* order, const u32* sorted, const int* starts, const int* extra, const int* last,
+                         const int* segment_of, i64 pieces, int widest, float* partial) {
     const i64 e = thread_number() / 32;
     if (e >= pieces) return;
     const i64 s = segment_of[e];
@@ -266,7 +264,7 @@ KERNEL CROWDED sum_extra(const Feature* features, const Share* shares, int table
     const i64 from = starts[s] + (i64)PIECE * (e - (last[s] - extra[s]) + 1);
     const i64 to = starts[s + 1] < from + PIECE ? starts[s + 1] : from + PIECE;
     const float* row = share.data + ((i64)sorted[from] - share.first_id) * share.stride;
-    sum_uses<32>(features, spots, order, from, to, row, share.dim, partial + e * widest);
+    sum_uses<32>(features, aligned, spots, order, from, to, row, share.dim, partial + e * widest);
 }
 
 // Add the pieces of each segment to its first, in their order; a warp per piece, of which those of first pieces work.

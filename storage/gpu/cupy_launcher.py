@@ -1,4 +1,4 @@
-"""The launcher of a real GPU, through CuPy: kernels compiled by NVRTC at first use and kept on disk by CuPy."""
+"""The launcher of a real GPU, through CuPy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +9,22 @@ from numpy.typing import DTypeLike
 
 from rockbed.errors import DeviceOutOfMemory, DeviceUnavailable, MissingPackage
 from rockbed.storage.gpu.launcher import DeviceArray
-from rockbed.storage.gpu.sources import BLOCK_THREADS, OPTIONS, Module
+from rockbed.storage.gpu.nvrtc import kept
+from rockbed.storage.gpu.sources import BLOCK_THREADS, Module
 from rockbed.types import AnyArray
 
 _NULL = np.uint64(0)
-_compiled: dict[tuple[int, Module], Any] = {}  # device and module -> CuPy's module, for the life of the process
-_functions: dict[tuple[int, Module, str], Any] = {}
+_functions: dict[tuple[int, Module, str], Any] = {}  # device, module and kernel -> CuPy's kernel
+
+
+class _Stream:
+    """A stream of somebody else, by the protocol that CuPy asks for."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle
 
 
 def _cupy() -> Any:
@@ -29,7 +39,7 @@ def _cupy() -> Any:
 
 
 class CupyLauncher:
-    """One GPU, and the stream that is CuPy's current one when a call is made.
+    """One GPU. Calls are queued on CuPy's current stream, or on that of a `stream` block.
 
     Raises MissingPackage without CuPy, DeviceUnavailable where there is no such device or no driver.
     """
@@ -48,12 +58,23 @@ class CupyLauncher:
                 f"cuda:{device} was asked for, and the machine has {count} CUDA devices, from cuda:0 on"
             )
         self.device = device
+        self._done: Any = None  # an event behind what the last block on a stream queued
 
     @contextmanager
     def stream(self, handle: int) -> Iterator[None]:
-        """Queue what the block calls on a stream of somebody else, such as torch.cuda.current_stream().cuda_stream."""
-        with self._cp.cuda.Device(self.device), self._cp.cuda.ExternalStream(handle):
-            yield
+        """Queue what the block calls on a stream of somebody else, such as torch.cuda.current_stream().cuda_stream.
+
+        It waits on the device for what the block before queued, on whatever stream; the host does not wait. Calls
+        outside of such blocks go to CuPy's current stream and wait for nobody.
+        """
+        stream = self._cp.cuda.Stream.from_external(_Stream(handle))
+        with self._cp.cuda.Device(self.device), stream:
+            if self._done is not None:
+                stream.wait_event(self._done)
+            try:
+                yield
+            finally:
+                self._done = stream.record()
 
     def borrow(self, array: Any) -> DeviceArray:
         """An array of another library (`__cuda_array_interface__`, or DLPack) as CuPy's, without a copy."""
@@ -100,10 +121,10 @@ class CupyLauncher:
     def _function(self, module: Module, kernel: str) -> Any:
         key = self.device, module, kernel
         if key not in _functions:
-            compiled = _compiled.get(key[:2])
-            if compiled is None:
-                compiled = _compiled[key[:2]] = self._cp.RawModule(code=module.text(), options=OPTIONS)
-            _functions[key] = compiled.get_function(kernel)
+            architecture = f"sm_{self._cp.cuda.Device().compute_capability}"
+            loaded = self._cp.RawModule(path=str(kept(module, architecture)))
+            for name in module.kernels():
+                _functions[self.device, module, name] = loaded.get_function(name)
         return _functions[key]
 
     @contextmanager

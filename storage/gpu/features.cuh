@@ -95,9 +95,12 @@ DEVICE float weight_of(const Feature& f, int row, int column) {
 
 // Four weights of a row (ABSENT: of a key without one; PRUNED: zeros) from `column` on; those beyond dim mean nothing.
 DEVICE Four weights_of(const Feature& f, int row, int column) {
-    if (row >= 0 && column < f.dim) return load_four(f.data + (i64)row * f.stride + column);
+    // always a load, of row 0 for want of a better one: loads behind branches would wait for each other
+    const bool there = row >= 0 && column < f.dim;
+    Four four = load_four(f.data + (there ? (i64)row * f.stride + column : 0));
     const float value = row == ABSENT ? f.absent : 0.0f;
-    return Four{{value, value, value, value}};
+    for (int j = 0; j < 4; ++j) four.v[j] = there ? four.v[j] : value;
+    return four;
 }
 
 template <int LANES>

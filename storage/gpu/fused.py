@@ -11,14 +11,12 @@ import numpy as np
 from rockbed.errors import BatchTooLarge, WrongShape
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.gpu.launcher import DeviceArray, Launcher
-from rockbed.storage.gpu.sources import BACKWARD, BLOCK_THREADS, POOL, TABLE, Module
+from rockbed.storage.gpu.sources import BACKWARD, BLOCK_THREADS, POOL, TABLE
 from rockbed.storage.gpu.table import DeviceTable
-from rockbed.types import AnyArray
+from rockbed.types import I64, AnyArray
 
-_SEQUENCE = 3
-_COMBINERS = {"sum": 0, "mean": 1, "sqrtn": 2, None: _SEQUENCE}
+_COMBINERS = {"sum": 0, "mean": 1, "sqrtn": 2, None: 3}
 _NEGATIVE_KEYS, _DEFAULT_KEY, _PADDING_KEY, _ALIGNED = 1, 2, 4, 8
-_PIECE = 512  # uses of a row that are summed in one go: PIECE of backward.cu
 _IDS_MAX = 2**32 - 2
 
 _LONGS = (
@@ -89,6 +87,32 @@ class RowGradients:
     grads: DeviceArray
 
 
+@dataclass(frozen=True, slots=True)
+class _Features:
+    """The table of features on the device; the blocks of a launch over it; whether all values lie at 16 bytes."""
+
+    table: DeviceArray
+    blocks: int
+    aligned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Sorted:
+    """The uses of a batch, those of a row together: backward.cu says what each array is.
+
+    bounds: the segments before those of each table, and all; pieces: how many there are besides the first of each row.
+    """
+
+    spots: DeviceArray
+    order: DeviceArray
+    ids: DeviceArray
+    starts: DeviceArray
+    extra: DeviceArray
+    last: DeviceArray
+    bounds: list[int]
+    pieces: int
+
+
 class FusedBatch:
     """A batch on the device. What it was made from must stay as it is while it is used."""
 
@@ -112,63 +136,51 @@ class FusedBatch:
         """Look every feature up in one launch. Returns what was absent, by feature; waits for the device to know it.
 
         pooled: float32[bags, sum of the dims of the features with a combiner], filled in their order; sequences:
-        float32[nnz, dim] for each of the others, filled. pin: the rows found stay until `unpin` of their tables.
-        Raises WrongShape for offsets that lead nowhere and weights that are not finite; the result means nothing then.
+        float32[nnz, dim] for each of the others, filled. pin: the rows found stay until `unpin`. Raises WrongShape for
+        offsets that lead nowhere and weights that are not finite; the result means nothing then.
         """
-        table, blocks = self._table(pooled, sequences, k.TOUCHED | (k.PINNED if pin else 0))
+        self._must_fit(pooled, sequences)
+        features = self._described(pooled, sequences, k.TOUCHED | (k.PINNED if pin else 0))
         counts = self._zero_counts()
-        self._launch(POOL, "pool", blocks * BLOCK_THREADS, table, len(self.features), counts)
+        threads = features.blocks * BLOCK_THREADS
+        self.launcher.launch(POOL, "pool", threads, features.table, len(self.features), counts)
         return self._absent(self.launcher.to_host(counts))
 
-    def absent_keys(self, feature: int, found: Absent) -> AnyArray:
+    def absent_keys(self, feature: int, found: Absent) -> I64:
         """The distinct keys of a feature that have no row, ascending: int64[n] on the host, its default key included.
 
         found: what `pool` or `gradients` said of it. Waits for the device.
         """
         bags = self.features[feature]
-        defaults = [bags.default_key] if found.defaults else []
+        defaults = np.array([bags.default_key] if found.defaults else [], np.int64)
         if not found.keys:
-            return np.array(defaults, np.int64)
-        marks = self.launcher.empty(bags.keys.size, np.int32)
-        table, _ = self._table(None, (), k.TOUCHED)
-        self._launch(POOL, "mark_absent", bags.keys.size, table, feature, marks)
+            return defaults
+        n = bags.keys.size
+        marks, keys = self.launcher.empty(n, np.int32), self.launcher.empty(found.keys, np.int64)
+        table = self._described(None, (), k.TOUCHED).table
+        self.launcher.launch(POOL, "mark_absent", n, table, feature, marks)
         rank = self.launcher.running_sum(marks)
-        keys = self.launcher.empty(found.keys, np.int64)
-        self._launch(TABLE, "collect_keys", bags.keys.size, bags.keys, marks, rank, bags.keys.size, keys)
-        return np.unique(np.append(self.launcher.to_host(keys), np.array(defaults, np.int64)))
+        self.launcher.launch(TABLE, "collect_keys", n, bags.keys, marks, rank, n, keys)
+        absent: I64 = np.unique(np.concatenate([self.launcher.to_host(keys), defaults]))
+        return absent
 
     def gradients(
         self, pooled: DeviceArray, sequences: Sequence[DeviceArray]
     ) -> tuple[list[RowGradients], list[Absent]]:
         """The gradient of each row that the batch uses, and what was absent, by feature: those uses give none.
 
-        pooled, sequences: the gradients of what `pool` fills. The rows found are pinned. Uses of a row are added in
-        float32 in the order of features, samples and keys, in pieces of 512: the same bits on every run. Waits for the
-        device once, to know how many rows there are. Raises WrongShape as `pool`.
+        pooled, sequences: the gradients of what `pool` fills. The rows found are pinned until `unpin`. Uses of a row
+        are added in float32 in the order of features, samples and keys, in pieces of 512: the same bits on every run.
+        Waits for the device half-way, to know how many rows there are. Raises WrongShape as `pool`.
         """
-        table, blocks = self._table(pooled, sequences, k.TOUCHED | k.PINNED)
-        n, count = self.positions, len(self.features)
-        if n == 0:
-            return [], [Absent(0, 0)] * count
-        empty, counts = self.launcher.empty, self._zero_counts()
-        ids, spots = empty(n, np.uint32), empty((n, 4), np.int32)
-        self._launch(BACKWARD, "place_uses", blocks * BLOCK_THREADS, table, count, ids, spots, counts)
-        order = self.launcher.stable_order(ids)
-        tables = len(self._tables)
-        ordered, heads, starts = empty(n, np.uint32), empty(n, np.int32), empty(n + 1, np.int32)
-        # what the host has to know, in one array: the segments before each table's, how many extra pieces, the counts
-        known = self.launcher.zeros(tables + 1, np.int32)
-        self._launch(BACKWARD, "mark_heads", n, ids, order, n, ordered, heads)
-        number = self.launcher.running_sum(heads)
-        first_id = self.launcher.to_device(self._first_id)
-        self._launch(BACKWARD, "find_segments", n, ordered, number, n, first_id, tables, starts, known)
-        extra = empty(n, np.int32)
-        self._launch(BACKWARD, "count_extra", n, starts, known[tables:], n, extra)
-        last = self.launcher.running_sum(extra)
-        bounds = self.launcher.to_host(known)
-        pieces = int(self.launcher.to_host(last[n - 1 :])[0])
+        self._must_fit(pooled, sequences)
+        features = self._described(pooled, sequences, k.TOUCHED | k.PINNED)
+        if self.positions == 0:
+            return [], [Absent(0, 0)] * len(self.features)
+        counts = self._zero_counts()
+        uses = self._sorted(features, counts)
         absent = self._absent(self.launcher.to_host(counts))
-        return self._summed(table, spots, order, ordered, starts, extra, last, bounds, pieces), absent
+        return self._summed(features, uses), absent
 
     def unpin(self) -> None:
         """Let the rows of the batch be evicted again."""
@@ -177,61 +189,75 @@ class FusedBatch:
 
     # --- inside ---
 
-    def _summed(
-        self,
-        table: DeviceArray,
-        spots: DeviceArray,
-        order: DeviceArray,
-        ordered: DeviceArray,
-        starts: DeviceArray,
-        extra: DeviceArray,
-        last: DeviceArray,
-        bounds: AnyArray,
-        pieces: int,
-    ) -> list[RowGradients]:
-        shares = np.zeros(len(self._tables), _SHARE)
-        results, blocks = [], 0
-        rows = self.launcher.empty(int(bounds[-1]), np.int32)
-        for share, of, first_id, first, end in zip(
-            shares, self._tables, self._first_id, bounds[:-1], bounds[1:], strict=True
-        ):
-            sums = self.launcher.empty((int(end - first), of.dim), np.float32)
+    def _must_fit(self, pooled: DeviceArray, sequences: Sequence[DeviceArray]) -> None:
+        # The kernels do not check these. Callers make them; this catches our own mistakes.
+        bags = [each for each in self.features if each.combiner is not None]
+        if bags:
+            assert pooled.dtype == np.float32
+            assert pooled.shape == (bags[0].bags, sum(each.table.dim for each in bags))
+        others = [each for each in self.features if each.combiner is None]
+        assert [each.shape for each in sequences] == [(each.keys.size, each.table.dim) for each in others]
+        assert all(each.dtype == np.float32 for each in sequences)
+
+    def _sorted(self, features: _Features, counts: DeviceArray) -> _Sorted:
+        launch, empty, n = self.launcher.launch, self.launcher.empty, self.positions
+        ids, spots = empty(n, np.uint32), empty((n, 4), np.int32)
+        threads = features.blocks * BLOCK_THREADS
+        launch(BACKWARD, "place_uses", threads, features.table, len(self.features), ids, spots, counts)
+        order = self.launcher.stable_order(ids)
+        ordered, heads = empty(n, np.uint32), empty(n, np.int32)
+        launch(BACKWARD, "mark_heads", n, ids, order, n, ordered, heads)
+        number, tables = self.launcher.running_sum(heads), len(self._tables)
+        starts, bounds = empty(n + 1, np.int32), self.launcher.zeros(tables + 1, np.int32)
+        first_id = self.launcher.to_device(self._first_id)
+        launch(BACKWARD, "find_segments", n, ordered, number, n, first_id, tables, starts, bounds)
+        extra = empty(n, np.int32)
+        launch(BACKWARD, "count_extra", n, starts, bounds[tables:], n, extra)
+        last = self.launcher.running_sum(extra)
+        known = self.launcher.to_host(bounds).tolist()
+        pieces = int(self.launcher.to_host(last[n - 1 :])[0])
+        return _Sorted(spots, order, ordered, starts, extra, last, known, pieces)
+
+    def _summed(self, features: _Features, uses: _Sorted) -> list[RowGradients]:
+        launch, empty, total = self.launcher.launch, self.launcher.empty, uses.bounds[-1]
+        shares, rows, results, blocks = np.zeros(len(self._tables), _SHARE), empty(total, np.int32), [], 0
+        ranges = zip(uses.bounds[:-1], uses.bounds[1:], strict=True)
+        for share, of, first_id, (first, end) in zip(shares, self._tables, self._first_id, ranges, strict=True):
+            sums = empty((end - first, of.dim), np.float32)
             results.append(RowGradients(of, rows[first:end], sums))
             share["data"], share["sums"] = self.launcher.address(of.data), self.launcher.address(sums)
             share["first_id"], share["first_segment"], share["segments"] = first_id, first, end - first
             share["first_block"], share["dim"], share["stride"] = blocks, of.dim, of.stride
-            blocks += -(-int(end - first) * of.lanes // BLOCK_THREADS)
-        device, tables = self.launcher.to_device(shares.view(np.uint8)), len(shares)
-        sorted_uses = (spots, order, ordered, starts)
-        self._launch(BACKWARD, "sum_segments", blocks * BLOCK_THREADS, table, device, tables, *sorted_uses)
-        if pieces:
+            blocks += -(-(end - first) * of.lanes // BLOCK_THREADS)
+        table = self.launcher.to_device(shares.view(np.uint8)), len(shares)
+        common = (features.table, features.aligned, *table, uses.spots, uses.order, uses.ids, uses.starts)
+        launch(BACKWARD, "sum_segments", blocks * BLOCK_THREADS, *common)
+        if uses.pieces:
             widest = max(of.dim for of in self._tables)
-            segment_of = self.launcher.empty(pieces, np.int32)
-            partial = self.launcher.empty((pieces, widest), np.float32)
-            self._launch(BACKWARD, "find_extra", int(bounds[-1]), extra, last, int(bounds[-1]), segment_of)
-            more = (extra, last, segment_of, pieces, widest, partial)
-            self._launch(BACKWARD, "sum_extra", pieces * 32, table, device, tables, *sorted_uses, *more)
-            self._launch(BACKWARD, "add_extra", pieces * 32, device, tables, *more)
-        self._launch(BACKWARD, "copy_rows_of", int(bounds[-1]), device, tables, ordered, starts, int(bounds[-1]), rows)
+            segment_of, partial = empty(uses.pieces, np.int32), empty((uses.pieces, widest), np.float32)
+            launch(BACKWARD, "find_extra", total, uses.extra, uses.last, total, segment_of)
+            more = (uses.extra, uses.last, segment_of, uses.pieces, widest, partial)
+            launch(BACKWARD, "sum_extra", uses.pieces * 32, *common, *more)
+            launch(BACKWARD, "add_extra", uses.pieces * 32, *table, *more)
+        launch(BACKWARD, "copy_rows_of", total, *table, uses.ids, uses.starts, total, rows)
         return [result for result in results if result.rows.size]
 
-    def _table(
-        self, pooled: DeviceArray | None, sequences: Sequence[DeviceArray], touch: int
-    ) -> tuple[DeviceArray, int]:
-        """The table of features on the device, and the blocks of a launch over it. pooled: None where none is read."""
+    def _described(self, pooled: DeviceArray | None, sequences: Sequence[DeviceArray], touch: int) -> _Features:
+        # pooled: None where no values are read or written
         table = np.zeros(len(self.features), _FEATURE)
         ids = dict(zip(map(id, self._tables), self._first_id, strict=True))
-        column, position, block, rest = 0, 0, 0, iter(sequences)
+        address, column, position, block, rest = self.launcher.address, 0, 0, 0, iter(sequences)
         for entry, bags in zip(table, self.features, strict=True):
-            of, address = bags.table, self.launcher.address
-            values, at = (next(rest, None), 0) if bags.combiner is None else (pooled, 4 * column)
-            width = 0 if values is None else int(values.shape[1])
+            of, is_sequence = bags.table, bags.combiner is None
+            values = next(rest, None) if is_sequence else pooled
+            if values is not None:
+                entry["values"] = address(values) + (0 if is_sequence else 4 * column)
+                entry["value_stride"] = values.shape[1]
             entry["index"], entry["index_size"] = address(of.index), of.index_size
             entry["data"], entry["flags"] = address(of.data), address(of.flags)
             entry["keys"], entry["offsets"] = address(bags.keys), address(bags.offsets)
             entry["weights"] = 0 if bags.weights is None else address(bags.weights)
-            entry["values"] = 0 if values is None else address(values) + at
-            entry["value_stride"], entry["nnz"], entry["bags"] = width, bags.keys.size, bags.bags
+            entry["nnz"], entry["bags"] = bags.keys.size, bags.bags
             entry["default_key"], entry["padding_key"] = bags.default_key or 0, bags.padding_key or 0
             entry["first_block"], entry["first_position"], entry["first_id"] = block, position, ids[id(of)]
             entry["dim"], entry["stride"], entry["combiner"] = of.dim, of.stride, _COMBINERS[bags.combiner]
@@ -239,15 +265,16 @@ class FusedBatch:
                 _NEGATIVE_KEYS * bags.negative
                 | _DEFAULT_KEY * (bags.default_key is not None)
                 | _PADDING_KEY * (bags.padding_key is not None)
-                | _ALIGNED * (width % 4 == 0 and int(entry["values"]) % 16 == 0)
+                | _ALIGNED * (int(entry["value_stride"]) % 4 == 0 and int(entry["values"]) % 16 == 0)
             )
             entry["max_norm"], entry["absent"], entry["touch"] = bags.max_norm or 0, bags.absent, touch
-            column += of.dim if bags.combiner is not None else 0
+            column += 0 if is_sequence else of.dim
             position += bags.positions
-            # bags, or for a sequence its keys, a lane each
-            threads = bags.bags * of.lanes if bags.combiner is not None else -(-bags.keys.size // of.lanes) * of.lanes
+            # so many lanes for each bag; for a sequence one for each key, in such groups
+            threads = -(-bags.keys.size // of.lanes) * of.lanes if is_sequence else bags.bags * of.lanes
             block += -(-threads // BLOCK_THREADS)
-        return self.launcher.to_device(table.view(np.uint8)), block
+        aligned = bool((table["bits"] & _ALIGNED).all())
+        return _Features(self.launcher.to_device(table.view(np.uint8)), block, aligned)
 
     def _zero_counts(self) -> DeviceArray:
         return self.launcher.zeros((len(self.features), len(_COUNTS)), np.int32)
@@ -260,6 +287,3 @@ class FusedBatch:
                     f"keys ({bags.keys.size}) and never fall, weights are finite"
                 )
         return [Absent(int(keys), int(defaults)) for keys, defaults, _ in counts]
-
-    def _launch(self, module: Module, kernel: str, threads: int, *arguments: object) -> None:
-        self.launcher.launch(module, kernel, threads, *arguments)

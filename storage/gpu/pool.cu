@@ -80,7 +80,7 @@ DEVICE void pool_bag(const Feature& f, i64 bag, Counts& counts) {
             for (int j = 0; j < 4; ++j) sum.v[j] /= divisor;
         }
         store(f, f.values + bag * f.value_stride, column, sum);
-        if (start == 0) counts = seen;
+        counts = seen;  // in each round the same
     }
 }
 

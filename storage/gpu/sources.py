@@ -76,7 +76,7 @@ def _text(file: str, warp: Path) -> str:
 @lru_cache
 def _signatures(module: Module) -> dict[str, list[tuple[str, bool]]]:
     """Kernel -> for each argument its type's name and whether it is a pointer."""
-    source = (HERE / module.file).read_text().replace("\\\n", " ")
+    source = ((HERE / module.file).read_text() + module.instances).replace("\\\n", " ")
     found = re.findall(r"\bKERNEL (?:CROWDED )?(\w+)\((.*?)\)", source, re.DOTALL)
     kernels = {name: _types(arguments) for name, arguments in found}
     if "NAME" in kernels:  # of the macro that makes a kernel of an instance

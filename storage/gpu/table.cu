@@ -15,8 +15,8 @@ KERNEL clear_index(Entry* index, i64 size) {
 // rows[i] = row of keys[i] or -1; the bits of `touch` are put on those found. missing[0] += how many were not.
 KERNEL find(const Entry* index, i64 size, const i64* keys, i64 n, u8* flags, int touch, int* rows, int* missing) {
     const i64 i = thread_number();
-    const int row = i < n ? find_row(index, size, keys[i]) : 0;
     if (i >= n) return;
+    const int row = find_row(index, size, keys[i]);
     rows[i] = row;
     if (row < 0)
         add_to(missing, 1);
@@ -55,7 +55,6 @@ KERNEL settle(Entry* index, const i64* keys, const i64* at, i64 n, const int* wo
     const int k = rank[i] - 1;
     const int row = free_rows[free_count - 1 - k];
     index[at[i]].row = row + 1;
-    index[at[i]].place = NOWHERE;
     header[4 * (i64)row] = keys[i];
     flags[row] = USED | TOUCHED | PINNED;
     fresh[k] = i;
@@ -93,8 +92,8 @@ KERNEL remove_rows(Entry* index, i64 size, const i64* header, u8* flags, const i
 
 // --- rows come and go ---
 
-// Begin the life of rows: header, slots, and the weights from the initializer. One thread per row and pair of values;
-// `width` is that of weights and slots. keys[positions[i]] is the key of rows[i].
+// Begin the life of rows whose header has their key: the rest of it, slots, and the weights from the initializer. One
+// thread per row and pair of values; `width` is that of weights and slots.
 KERNEL start_rows(const int* rows, i64 n, i64* header, u8* flags, float* data, int stride, int dim, int width,
                   const float* state, i64 now_ms, i64 lsn, const Recipe* recipe) {
     const int pairs = (width + 1) / 2;
@@ -154,12 +153,13 @@ KERNEL gather(const float* data, int stride, const int* rows, i64 n, int dim, fl
     out[thread_number()] = rows[i] < 0 ? 0.0f : data[(i64)rows[i] * stride + j];
 }
 
-// keys[i], counts[i] = key and update count of rows[i].
-KERNEL copy_headers(const i64* header, const int* rows, i64 n, i64* keys, i64* counts) {
+// keys[i], counts[i] = key and update count of rows[i]; fresh[i] = 1 if it has seen no push, else 0.
+KERNEL copy_headers(const i64* header, const u8* flags, const int* rows, i64 n, i64* keys, i64* counts, u8* fresh) {
     const i64 i = thread_number();
     if (i >= n) return;
     keys[i] = header[4 * (i64)rows[i]];
     counts[i] = header[4 * (i64)rows[i] + 2];
+    fresh[i] = flags[rows[i]] & FRESH ? 1 : 0;
 }
 
 // --- choosing rows ---

@@ -128,11 +128,13 @@ class DeviceTable:
         self._run("gather", rows.size * self.dim, self.data, self.stride, rows, rows.size, self.dim, out)
         return out
 
-    def keys_and_counts(self, rows: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
-        """int64[n] each, on the device: the keys of rows and how often each was updated."""
+    def headers(self, rows: DeviceArray) -> tuple[I64, I64, U8]:
+        """On the host: the keys of rows, int64[n]; how often each was updated, int64[n]; 1 for those that have seen no
+        push, uint8[n]. Waits for the device."""
         keys, counts = self.launcher.empty(rows.size, np.int64), self.launcher.empty(rows.size, np.int64)
-        self._run("copy_headers", rows.size, self.header, rows, rows.size, keys, counts)
-        return keys, counts
+        fresh = self.launcher.empty(rows.size, np.uint8)
+        self._run("copy_headers", rows.size, self.header, self.flags, rows, rows.size, keys, counts, fresh)
+        return self.launcher.to_host(keys), self.launcher.to_host(counts), self.launcher.to_host(fresh)
 
     # --- rows come ---
 

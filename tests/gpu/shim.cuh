@@ -185,7 +185,9 @@ DEVICE void add_to(int* at, int value) {
 }
 DEVICE i64 read_now(const i64* at) {
     shim::maybe_stop();
-    return *at;
+    const i64 seen = *at;
+    shim::maybe_stop();  // so that what was seen may be out of date when it is used
+    return seen;
 }
 
 struct alignas(16) Four {

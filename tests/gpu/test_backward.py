@@ -35,7 +35,7 @@ def gradients(launcher: Launcher, features: list[Feature], seed: int = 0) -> tup
             continue
         rows = launcher.to_host(own.rows)
         assert (np.diff(rows) > 0).all()
-        keys = launcher.to_host(table.keys_and_counts(own.rows)[0])
+        keys = table.headers(own.rows)[0]
         result.append(dict(zip(keys.tolist(), launcher.to_host(own.grads), strict=True)))
     return result, absent
 

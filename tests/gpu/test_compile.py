@@ -1,15 +1,14 @@
 """Every kernel compiles for the GPUs that are meant to run it, on a machine without one: by NVRTC, or by nvcc."""
 
-import ctypes
-import importlib.util
 import shutil
 import subprocess
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
+from rockbed.errors import DeviceUnavailable
 from rockbed.optimizers import make_optimizer, optimizer_names
+from rockbed.storage.gpu import nvrtc
 from rockbed.storage.gpu.rules import update_kernel
 from rockbed.storage.gpu.sources import BACKWARD, OPTIONS, POOL, TABLE, Module
 
@@ -35,33 +34,6 @@ MODULES = {
 }
 
 
-@lru_cache
-def nvrtc_library() -> ctypes.CDLL | None:
-    """NVRTC from its wheel (a part of the cupy-cuda packages' [ctk] extra, too), or from a CUDA installation."""
-    found = importlib.util.find_spec("nvidia")
-    places = [Path(place) for place in found.submodule_search_locations or []] if found else []
-    for place in places:
-        for path in sorted(place.glob("*/lib/libnvrtc.so.*")):
-            return ctypes.CDLL(str(path))
-    return None
-
-
-def by_nvrtc(nvrtc: ctypes.CDLL, module: Module, architecture: str) -> str:
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    created = nvrtc.nvrtcCreateProgram(
-        ctypes.byref(program), module.text().encode(), module.file.encode(), 0, None, None
-    )
-    assert created == 0
-    options = [option.encode() for option in (*OPTIONS, f"--gpu-architecture={architecture}")]
-    failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    assert not failed, log.value.decode()
-    return log.value.decode()
-
-
 def by_nvcc(nvcc: str, module: Module, architecture: str, folder: Path) -> str:
     source = folder / f"{architecture}.cu"
     source.write_text(module.text())
@@ -74,11 +46,49 @@ def by_nvcc(nvcc: str, module: Module, architecture: str, folder: Path) -> str:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", MODULES)
 def test_a_kernel_compiles_without_a_word_of_complaint(name: str, architecture: str, tmp_path: Path) -> None:
-    library, nvcc = nvrtc_library(), shutil.which("nvcc")
-    if library is not None:
-        said = by_nvrtc(library, MODULES[name], architecture)
+    nvcc = shutil.which("nvcc")
+    if nvrtc.library() is not None:
+        code, said = nvrtc.compiled(MODULES[name], architecture)
+        assert code.startswith(b"\x7fELF")
     elif nvcc is not None:
         said = by_nvcc(nvcc, MODULES[name], architecture, tmp_path)
     else:
         pytest.skip("no CUDA compiler: pip install nvidia-cuda-nvrtc-cu12 (or install nvcc), no GPU is needed")
-    assert said.strip(" \n\0") == ""
+    assert said.strip() == ""
+
+
+needs_nvrtc = pytest.mark.skipif(
+    nvrtc.library() is None, reason="no NVRTC: pip install nvidia-cuda-nvrtc-cu12, no GPU is needed"
+)
+
+
+@needs_nvrtc
+def test_machine_code_is_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    nvrtc._folder.cache_clear()
+    module = rule_instances(4, ["sgd"])
+    path = nvrtc.kept(module, "sm_90")
+    assert path.parent == tmp_path / "rockbed" / "cuda"
+    path.write_bytes(b"kept")
+    assert nvrtc.kept(module, "sm_90") == path
+    assert path.read_bytes() == b"kept"
+    assert nvrtc.kept(module, "sm_80") != path
+    nvrtc._folder.cache_clear()
+
+
+@needs_nvrtc
+def test_an_architecture_that_the_compiler_does_not_know_is_an_error_that_says_so() -> None:
+    with pytest.raises(DeviceUnavailable, match=r"could not compile update\.cu for sm_7: .*newer CUDA"):
+        nvrtc.compiled(rule_instances(4, ["sgd"]), "sm_7")
+
+
+def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "library", lambda: None)
+    with pytest.raises(DeviceUnavailable, match="nvidia-cuda-nvrtc-cu12"):
+        nvrtc.compiled(TABLE, "sm_90")
+    assert nvrtc.version() == "none"
+
+
+def test_nothing_is_approximated() -> None:
+    assert {"--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"} <= set(OPTIONS)
+    assert not any("fast" in option for option in OPTIONS)

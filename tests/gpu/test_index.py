@@ -97,3 +97,14 @@ def test_a_batch_that_does_not_fit_is_refused_and_leaves_the_index_as_it_was(lau
     rows, missing = table.find(launcher.to_device(np.arange(100, 110)))
     assert missing == 0
     assert np.unique(launcher.to_host(rows)).size == 10
+
+
+def test_a_reserved_key_of_a_refused_batch_can_come_again_at_any_place(launcher: Launcher) -> None:
+    table, reserved = make_table(launcher, rows=64), np.array([-(2**63), -(2**63) + 1])
+    table.insert(launcher.to_device(np.arange(60)), now_ms=1, lsn=1, pin=True)
+    with pytest.raises(BatchTooLarge):
+        table.insert(launcher.to_device(np.append(reserved, np.arange(100, 110))), now_ms=1, lsn=1)
+    again = np.append(np.arange(200, 205), reserved)
+    rows, created = table.insert(launcher.to_device(again), now_ms=1, lsn=1)
+    assert created == 7
+    np.testing.assert_array_equal(launcher.to_host(table.gather(rows)), initial_rows(again, 4))

@@ -42,6 +42,15 @@ def test_a_record_comes_back_as_it_went_in(launcher: Launcher, optimizer: str, d
     assert not (launcher.to_host(table.flags) & k.DIRTY).any()
 
 
+def test_headers_say_key_count_and_whether_a_push_was_seen(launcher: Launcher) -> None:
+    table, new = make_table(launcher), np.array([1, 2])
+    fresh, _ = table.insert(launcher.to_device(new), now_ms=1, lsn=1)
+    loaded = table.load(np.array([5, 6]), records_of(np.array([5, 6]), some_rows(2, 4), count=9))
+    table.update(fresh[1:], launcher.zeros((1, 4), np.float32), 0.1, step=-1, now_ms=1, lsn=1)
+    for rows, keys, counts, unseen in [(fresh, [1, 2], [0, 1], [1, 0]), (loaded, [5, 6], [9, 9], [0, 0])]:
+        assert [each.tolist() for each in table.headers(rows)] == [keys, counts, unseen]
+
+
 def test_a_record_of_a_key_that_is_there_is_left_aside(launcher: Launcher) -> None:
     table = make_table(launcher)
     first = load(table, np.array([1, 2]))

@@ -40,6 +40,13 @@ bench: $(VENV)/.bench ## Benchmarks beside np.take, torch and damo-embedding: ta
 	@$(BIN)/python -m tests.stale_kernels
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# CuPy and CUDA's libraries are large: they are fetched where they can be used.
+.PHONY: bench-gpu
+bench-gpu: $(VENV)/.bench ## The device tier on an NVIDIA GPU, beside its copy bandwidth and torch
+	@if nvidia-smi -L >/dev/null 2>&1 && ! $(BIN)/python -c 'import cupy' 2>/dev/null; then \
+	  $(install) --editable '.[gpu]'; fi
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
 .PHONY: test-fast
 test-fast: $(VENV)/.dev ## The tests without the slow ones
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
@@ -47,6 +54,11 @@ test-fast: $(VENV)/.dev ## The tests without the slow ones
 .PHONY: test-torch
 test-torch: $(VENV)/.dev ## The tests of the torch modules, and those that compare with torch
 	$(BIN)/python -m pytest -m torch $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: $(VENV)/.dev ## The tests that need an NVIDIA GPU (a large download)
+	$(install) --editable '.[gpu]'
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev proto-check ## ruff, mypy, and whether rockbed/v1 is what proto/ says

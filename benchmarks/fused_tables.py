@@ -46,7 +46,7 @@ class Tables:
     def warm_up(self) -> None:
         """Compile what is missing, and push until the journal writes over files of its own: a young store waits for new
         pages with every push, one that has run for a minute does not."""
-        for call in (self.unfused_together, self.fused_train):
+        for call in (self.unfused_together, self.fused_train, self.fused_lookup, self.unfused_lookup):
             call(0)
         for _ in range(2):
             began = time.perf_counter()
@@ -57,18 +57,19 @@ class Tables:
     # --- fused ---
 
     def fused_lookup(self, i: int) -> F32:
-        return self._fused.lookup(self._batches[i]).pooled
+        return self._fused.lookup(self._batches[i], train=False).pooled
 
     def fused_train(self, i: int) -> None:
         self._fused.apply_gradients(self._fused.lookup(self._batches[i]), self._grads)
 
     # --- feature by feature ---
 
-    def unfused_lookup(self, i: int) -> F32:
-        return self._pooled([each.lookup(own) for each, own in zip(self._embeddings, self._keys[i], strict=True)])
+    def unfused_lookup(self, i: int, *, train: bool = False) -> F32:
+        pairs = zip(self._embeddings, self._keys[i], strict=True)
+        return self._pooled([each.lookup(own, train=train) for each, own in pairs])
 
     def unfused_train(self, i: int) -> None:
-        self.unfused_lookup(i)
+        self.unfused_lookup(i, train=True)
         for f, embedding in enumerate(self._embeddings):
             embedding.apply_gradients(self._keys[i][f], self._spread(f))
 

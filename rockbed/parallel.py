@@ -18,13 +18,17 @@ _CALL_ROWS = 1024  # that take as long as the Python around a call
 THREADS = min(8, cores())
 
 _lock = threading.Lock()
-_thread = threading.local()  # .of_pool: whether the thread is one of the pool's
+_thread = threading.local()  # .shares: whether the thread makes calls beside others, as those of the pool do
 _pool: ThreadPoolExecutor | None = None
 _pool_process = 0  # that the pool was made in
 
 
 def _enter() -> None:
-    _thread.of_pool = True
+    _thread.shares = True
+
+
+def _shares() -> bool:
+    return getattr(_thread, "shares", False)
 
 
 def _workers() -> ThreadPoolExecutor | None:
@@ -54,7 +58,7 @@ def in_parts(n: int, call: Callable[[slice], object]) -> None:
     Raises what a part raised, when all have ended.
     """
     parts = min(THREADS, n // GRAIN)
-    if parts > 1:
+    if parts > 1 and not _shares():
         side_by_side([partial(call, slice(n * i // parts, n * (i + 1) // parts)) for i in range(parts)])
     else:
         call(slice(0, n))
@@ -68,7 +72,7 @@ def side_by_side(calls: Sequence[Callable[[], object]]) -> None:
     here. Of calls made with a lock held, none may wait for another lock.
     Raises what a call raised, when all that were begun have ended.
     """
-    pool = _workers() if len(calls) > 1 and not getattr(_thread, "of_pool", False) else None
+    pool = _workers() if len(calls) > 1 and not _shares() else None
     own = list(calls)
     others: list[tuple[Future[object], Callable[[], object]]] = []
     if pool is not None:
@@ -76,13 +80,16 @@ def side_by_side(calls: Sequence[Callable[[], object]]) -> None:
             while len(own) > 1:
                 others.append((pool.submit(own[-1]), own[-1]))
                 own.pop()
+    before = _shares()
     try:
+        _thread.shares = before or bool(others)
         for call in own:
             call()
         for other, call in reversed(others):  # the last is the one that a thread takes last
             if other.cancel():
                 call()
     finally:
+        _thread.shares = before
         begun = [other for other, _ in others if not other.cancel()]
         for other in begun:
             other.exception()  # waits: nobody may go on while a part still works on the arrays
@@ -91,16 +98,19 @@ def side_by_side(calls: Sequence[Callable[[], object]]) -> None:
 
 
 def spread(calls: Sequence[tuple[int, Callable[[], object]]]) -> None:
-    """Make calls, each with the rows that it is about: small ones are shared out among threads, large ones, which use
-    threads of their own, come one after another. Raises what a call raised, when all that were begun have ended."""
-    small = [(rows + _CALL_ROWS, call) for rows, call in calls if rows < 2 * GRAIN]
-    total, taken = sum(cost for cost, _ in small), 0
+    """Make calls, each with the rows that it is about: they are shared out among threads, but for those that are large
+    beside the others, which come one after another and may use all threads. Raises what a call raised, when all that
+    were begun have ended."""
+    costs = [rows + _CALL_ROWS for rows, _ in calls]
+    large = max(2 * GRAIN, sum(costs) // (2 * THREADS))
+    total, taken = sum(cost for cost in costs if cost < large), 0
     heaps: list[list[Callable[[], object]]] = [[] for _ in range(max(1, min(THREADS, total // GRAIN)))]
-    for cost, call in small:
-        heaps[taken * len(heaps) // total].append(call)
-        taken += cost
+    for cost, (_, call) in zip(costs, calls, strict=True):
+        if cost < large:
+            heaps[taken * len(heaps) // total].append(call)
+            taken += cost
     side_by_side([partial(_in_turn, heap) for heap in heaps])
-    _in_turn([call for rows, call in calls if rows >= 2 * GRAIN])
+    _in_turn([call for cost, (_, call) in zip(costs, calls, strict=True) if cost >= large])
 
 
 def _in_turn(calls: Iterable[Callable[[], object]]) -> None:

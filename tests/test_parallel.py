@@ -4,11 +4,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 from rockbed import parallel
-from rockbed.parallel import GRAIN, in_parts, side_by_side
+from rockbed.parallel import GRAIN, in_parts, side_by_side, spread
 
 
 @pytest.fixture
@@ -105,6 +106,43 @@ def test_who_holds_a_lock_that_every_thread_waits_for_does_its_parts_itself() ->
         assert done == [Counter(range(6 * GRAIN))]
     others.join(10)
     assert done_by(6 * GRAIN) == Counter(range(6 * GRAIN))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "threads"),
+    [
+        ([], 0),
+        ([10], 1),  # not worth a thread
+        ([100] * 60, 3),
+        ([3 * GRAIN] * 26, 3),  # each is large, but there are many
+        ([20 * GRAIN, 10, 10], 3),  # the large one has all threads for its parts
+    ],
+)
+@pytest.mark.usefixtures("no_pool")
+def test_calls_are_spread_over_the_threads(sizes: list[int], threads: int) -> None:
+    lock, together = threading.Lock(), threading.Barrier(max(threads, 1))
+    done: Counter[int] = Counter()
+    rows: Counter[int] = Counter()
+    seen: set[str] = set()
+
+    def call(i: int) -> None:
+        def part(rows_: slice) -> None:
+            name = threading.current_thread().name
+            with lock:
+                rows[i] += rows_.stop - rows_.start
+                first = name not in seen and sizes[i] == max(sizes)
+                seen.update([name] if first else [])
+            if first:
+                together.wait(10)  # until as many threads as there should be are at work
+
+        with lock:
+            done[i] += 1
+        in_parts(sizes[i], part)
+
+    spread([(size, partial(call, i)) for i, size in enumerate(sizes)])
+    assert done == Counter(range(len(sizes)))
+    assert rows == Counter(dict(enumerate(sizes)))
+    assert len(seen) == threads
 
 
 @pytest.mark.usefixtures("no_pool")

@@ -121,11 +121,11 @@ def _keys_s(call: Call, batch: int, seconds: float, threads: int) -> float:
         return calls
 
     with ThreadPoolExecutor(threads) as pool:
-        working = [pool.submit(work) for _ in range(threads)]
         try:
+            working = [pool.submit(work) for _ in range(threads)]
             wait(working, return_when=FIRST_EXCEPTION)
         finally:
-            stopped = True  # Ctrl-C, or an error in one of them
+            stopped = True  # Ctrl-C, also while threads are being started, or an error in one of them
         calls = sum(each.result() for each in working)
     return calls * batch / (time.perf_counter() - began)
 

@@ -132,7 +132,8 @@ def test_ten_thousand_random_messages_crash_nothing_change_nothing_and_fill_no_m
             for file in (embedding_pb2, admin_pb2)
             for service in file.DESCRIPTOR.services_by_name.values()
             for name in service.methods_by_name
-            if name not in ("Flush", "Check", "Compact")  # they take nothing, and unknown fields are allowed
+            # those take nothing, and unknown fields are allowed; a Shrink that removes rows is a number chance finds
+            if name not in ("Flush", "Check", "Compact", "Shrink")
         ]
         _fuzz(channel, methods, 500, seed=1)  # what comes once: buffers, threads
         before = process.memory_bytes

@@ -18,8 +18,11 @@ class Backend(Protocol):
     def path(self) -> Path:
         """The store's directory. Raises InvalidConfig where it is on a server."""
 
-    def open_group(self, config: GroupConfig) -> int:
-        """Create the group, or open it. Returns its global step, 0 where none was set."""
+    def open_group(self, config: GroupConfig, *, by_name: bool = False) -> tuple[GroupConfig, int]:
+        """Create the group, or open it; by_name: the one of the config's name, whatever the config's number is.
+
+        Returns its settings and its global step, 0 where none was set.
+        """
 
     def lookup(self, group: int, keys: I64, out: F32, *, train: bool) -> None:
         """Fill out float32[n, dim], C-contiguous, with the weights of keys int64[n]."""

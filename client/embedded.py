@@ -46,8 +46,9 @@ class Embedded:
     def path(self) -> Path:
         return self.engine.directory
 
-    def open_group(self, config: GroupConfig) -> int:
-        return self.engine.open_group(config).global_step
+    def open_group(self, config: GroupConfig, *, by_name: bool = False) -> tuple[GroupConfig, int]:
+        group = self.engine.open_group(config, by_name=by_name)
+        return group.config, group.global_step
 
     def lookup(self, group: int, keys: I64, out: F32, *, train: bool) -> None:
         self.engine.lookup(group, keys, out, train=train)

@@ -38,7 +38,7 @@ class PyEmbedding:
         optimizer: PyOptimizer,
         initializer: PyInitializer,
         dimension: int,
-        group: int = 0,
+        group: int | str = 0,
         *,
         seed: int = 0,
         ttl: float | None = None,
@@ -55,11 +55,14 @@ class PyEmbedding:
         weight_max: float | None = None,
         not_finite: str = "reject",
         padding_key: int | None = None,
+        variable: Mapping[str, Any] | None = None,
     ) -> None:
         """Open a group, or create it.
 
-        dimension: weights a row, 1..4096. group: 0..65535. Both, the initializer, `seed` and the kind of optimizer are
-        fixed when a group is created; everything else may differ at the next opening and applies from then on.
+        dimension: weights a row, 1..4096. group: 0..65535, or a name, which the store keeps with the group: whoever
+        opens it finds the same rows. A new name gets a number from 32768 on, the same in every store where that one is
+        free. Both, the initializer, `seed` and the kind of optimizer are fixed when a group is created; everything
+        else may differ at the next opening and applies from then on.
 
         seed: 0..2^64-1. A row's first value is a pure function of (seed, group, key).
         ttl: seconds that a row lives after it was last written; None = the storage's ttl, 0 = for ever.
@@ -81,6 +84,8 @@ class PyEmbedding:
         not_finite: NaN or Inf in a gradient "reject"s the whole push, or "skip_row" drops that row's gradient
             (counted).
         padding_key: a key that stands for nothing: its lookup gives zeros, its gradient is ignored.
+        variable: JSON of what you build on the group, kept with it and found in `config`; fixed as well, but for what
+            stands under "parts". None leaves it as it is.
 
         Raises InvalidConfig (with every problem), UnknownName, DimMismatch, GroupConflict, ReadOnlyStorage,
         StorageClosed.
@@ -92,7 +97,7 @@ class PyEmbedding:
                 f"{type(optimizer).__name__} and {type(initializer).__name__}"
             )
         self.config = GroupConfig(
-            group=group,
+            group=0 if isinstance(group, str) else group,
             dim=dimension,
             optimizer=_named(optimizer.rule),
             initializer=_named(initializer.rule),
@@ -112,9 +117,11 @@ class PyEmbedding:
             weight_max=weight_max,
             not_finite=not_finite,
             padding_key=padding_key,
+            name=group if isinstance(group, str) else None,
+            variable=None if variable is None else dict(variable),
         )
         self.storage = storage
-        self._step = storage.backend.open_group(self.config)
+        self.config, self._step = storage.backend.open_group(self.config, by_name=isinstance(group, str))
 
     def alter(self, *, optimizer: PyOptimizer | None = None, **settings: Any) -> None:
         """Change settings of the group for good, while it is used: its optimizer's parameters and schedule, and by
@@ -126,7 +133,7 @@ class PyEmbedding:
         Raises InvalidConfig, UnknownName, GroupConflict (another kind of optimizer), PermissionDenied (on a server with
         tokens it takes the role admin), ReadOnlyStorage; then nothing was changed.
         """
-        fixed = sorted(settings.keys() & {"group", "dim", "initializer", "seed", "schedule"})
+        fixed = sorted(settings.keys() & {"group", "dim", "initializer", "seed", "schedule", "name"})
         if fixed:
             raise InvalidConfig(f"{', '.join(fixed)} cannot be altered (a schedule comes with its optimizer)")
         if "ttl" in settings:
@@ -152,6 +159,11 @@ class PyEmbedding:
     def group(self) -> int:
         """The group's number."""
         return self.config.group
+
+    @property
+    def name(self) -> str | None:
+        """The group's name in the store's catalogue, if it has one."""
+        return self.config.name
 
     @property
     def global_step(self) -> int:
@@ -252,7 +264,8 @@ class PyEmbedding:
         return self.global_step
 
     def __repr__(self) -> str:
-        return f"PyEmbedding(group={self.group}, dim={self.dim}, optimizer={self.config.optimizer['name']!r})"
+        named = "" if self.name is None else f", name={self.name!r}"
+        return f"PyEmbedding(group={self.group}{named}, dim={self.dim}, optimizer={self.config.optimizer['name']!r})"
 
 
 def _named(rule: Any) -> Named:

@@ -79,10 +79,10 @@ class Remote:
 
     # --- rows ---
 
-    def open_group(self, config: GroupConfig) -> int:
-        request = admin_pb2.CreateGroupRequest(config_json=config.to_bytes().decode())
-        step: int = self._ask("CreateGroup", request).global_step
-        return step
+    def open_group(self, config: GroupConfig, *, by_name: bool = False) -> tuple[GroupConfig, int]:
+        request = admin_pb2.CreateGroupRequest(config_json=config.to_bytes().decode(), by_name=by_name)
+        answer = self._ask("CreateGroup", request)
+        return GroupConfig.from_json(json.loads(answer.config_json)), answer.global_step
 
     def lookup(self, group: int, keys: I64, out: F32, *, train: bool) -> None:
         waiting: deque[tuple[Any, Any, slice]] = deque()

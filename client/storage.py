@@ -175,6 +175,10 @@ class PyStorage:
         """The groups of the store and their settings, by number."""
         return self.backend.groups()
 
+    def names(self) -> dict[str, int]:
+        """The numbers of the groups that have a name, by name: the catalogue of the store."""
+        return {config.name: number for number, config in self.groups().items() if config.name is not None}
+
     def drop_group(self, group: int) -> int:
         """Drop a group with all of its rows, for good, durably. Returns how many rows it had, as counted.
 

@@ -13,6 +13,10 @@ Named = dict[str, Any]
 
 GROUPS = 1 << 16
 DIM_MAX = 4096
+NAMED_GROUPS = 1 << 15
+"""Numbers from this one on are given to groups that are opened by their names alone."""
+NAME_BYTES_MAX = 255
+VARIABLE_BYTES_MAX = 4096
 SEED_MAX = 2**64 - 1
 SECONDS_MAX = 1e11  # three thousand years: as milliseconds it can be added to any time
 FLOAT32_MAX = 3.4028234663852886e38
@@ -70,6 +74,24 @@ def _named_problems(name: str, value: Any, *, optional: bool) -> list[str]:
     return [f'{name} is {value!r}, not {{"name": ..., its parameters}}']
 
 
+def name_problems(name: Any) -> list[str]:
+    """What is wrong with the name of a group; empty when nothing is."""
+    if not isinstance(name, str) or not 1 <= len(name.encode(errors="replace")) <= NAME_BYTES_MAX:
+        return [f"name is {name!r}, not a str of 1 to {NAME_BYTES_MAX} bytes of UTF-8"]
+    if not name.isprintable() or name != name.strip():
+        return [f"name is {name!r}: it may hold printable characters, and no space at its ends"]
+    return []
+
+
+def _variable_problems(value: Any) -> list[str]:
+    try:
+        fits = isinstance(value, dict) and len(json.dumps(value, allow_nan=False)) <= VARIABLE_BYTES_MAX
+        same = fits and json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError, RecursionError):
+        same = False
+    return [] if same else [f"variable is {value!r}, not a dict of at most {VARIABLE_BYTES_MAX} bytes of JSON"]
+
+
 def _raise(what: str, problems: list[str]) -> None:
     if problems:
         raise InvalidConfig(f"{what}: " + "; ".join(problems))
@@ -79,7 +101,7 @@ def _raise(what: str, problems: list[str]) -> None:
 class GroupConfig:
     """What a group of rows is and how it learns. Stored with the rows and compared whenever the group is opened.
 
-    Fixed for the life of the group: dim, initializer, seed, the kind of optimizer. The rest may change from one
+    Fixed for the life of the group: dim, initializer, seed, name, the kind of optimizer. The rest may change from one
     opening to the next; a change is recorded in the journal, so a replay applies it at the same place.
     """
 
@@ -103,6 +125,8 @@ class GroupConfig:
     weight_max: float | None = None
     not_finite: str = "reject"  # NaN or Inf in a gradient: "reject" the whole push, or "skip_row" (counted)
     padding_key: int | None = None  # a key that stands for nothing: zeros, no row, no gradient
+    name: str | None = None  # in the store's catalogue, where no two groups have the same
+    variable: Named | None = None  # what clients built on the group, theirs to read; fixed, but for its "parts"
 
     def __post_init__(self) -> None:
         _plain(self)
@@ -132,6 +156,10 @@ class GroupConfig:
             problems.append(f"weight_min {self.weight_min} is not below weight_max {self.weight_max}")
         if self.padding_key is not None:
             problems += whole_problems("padding_key", self.padding_key, -(2**63), 2**64 - 1)
+        if self.name is not None:
+            problems += name_problems(self.name)
+        if self.variable is not None:
+            problems += _variable_problems(self.variable)
         _raise(f"group {self.group!r}", problems)
 
     def to_json(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from rockbed.server import (
     dropping,
     dumping,
     exporting,
+    grouping,
     importing,
     inspecting,
     putting,
@@ -29,6 +30,7 @@ from rockbed.server import (
     statistics,
 )
 from rockbed.server.access import Principal, Role
+from rockbed.server.fitting import called
 from rockbed.server.fitting import must_fit as must_fit_stored
 from rockbed.server.group import Group
 from rockbed.server.limits import Limits
@@ -83,16 +85,21 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
     def CreateGroup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             config = _config_of(request.config_json)
-            caller = self._caller(context, config.group)
-            stored = self._serving.engine.groups.get(config.group)
-            if stored is None:
-                caller.must_be(Role.TRAIN, f"create group {config.group}")
-                self._say(context, "create group %d", config.group)
-            elif stored.config != config:
-                must_fit_stored(stored.config, config)
-                caller.must_be(Role.ADMIN, f"change the settings of group {config.group}, as opening it so would")
-                self._say(context, "change group %d by opening it", config.group)
-            return _group_message(self._serving.engine.open_group(config))
+            if request.by_name and config.name is None:
+                raise InvalidConfig("CreateGroup by name, and config_json has no name: give one, or a number")
+            may = partial(self._may_open, context)
+            group = grouping.open_group(self._serving.engine, config, by_name=request.by_name, may=may)
+            return _group_message(group)
+
+    def _may_open(self, context: grpc.ServicerContext, stored: GroupConfig | None, asked: GroupConfig) -> None:
+        caller = self._caller(context, asked.group)
+        if stored is None:
+            caller.must_be(Role.TRAIN, f"create group {asked.group}")
+            self._say(context, "create %s", called(asked))
+        elif stored != asked:
+            must_fit_stored(stored, asked)
+            caller.must_be(Role.ADMIN, f"change the settings of group {asked.group}, as opening it so would")
+            self._say(context, "change %s by opening it", called(asked))
 
     def AlterGroup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):

@@ -25,7 +25,7 @@ def groups(store: Store, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    columns = ("group", "dim", "optimizer", "initializer", "schedule", "admission", "ttl_s", "seed")
+    columns = ("group", "name", "dim", "optimizer", "initializer", "schedule", "admission", "ttl_s", "seed")
     rows = [[_rule(config[name]) for name in columns] for config in found]
     console().print(table(columns, [[str(row[0]), *row[1:-1], str(row[-1])] for row in rows]))
 

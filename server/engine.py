@@ -129,9 +129,9 @@ class Engine:
 
     # --- groups ---
 
-    def open_group(self, config: GroupConfig) -> Group:
+    def open_group(self, config: GroupConfig, *, by_name: bool = False) -> Group:
         """See grouping.open_group."""
-        return grouping.open_group(self, config)
+        return grouping.open_group(self, config, by_name=by_name)
 
     def alter_group(self, config: GroupConfig) -> Group:
         """See grouping.alter_group."""

@@ -1,6 +1,7 @@
 """Whether a group can be opened with a config: what is fixed when it is created, and what differs."""
 
 from dataclasses import fields
+from typing import Any
 
 from rockbed.config import GroupConfig
 from rockbed.errors import DimMismatch, GroupConflict
@@ -23,12 +24,27 @@ def must_fit(stored: GroupConfig, asked: GroupConfig) -> None:
         problems.append(f"its rows begin by initializer {stored.initializer}, not {asked.initializer}")
     if stored.seed != asked.seed:
         problems.append(f"its seed is {stored.seed}, not {asked.seed}")
+    if stored.name != asked.name:
+        problems.append(f"its name is {stored.name!r}, not {asked.name!r}")
+    was, now = _lasting(stored), _lasting(asked)
+    if was != now:
+        problems.append(f"its variable is {was}, not {now}")
     if problems:
         error = GroupConflict if stored.dim == asked.dim else DimMismatch
         raise error(
-            f"group {stored.group} {'; '.join(problems)}. These are fixed when a group is created: open it with what "
+            f"{called(stored)} {'; '.join(problems)}. These are fixed when a group is created: open it with what "
             "is stored, or use another group"
         )
+
+
+def _lasting(config: GroupConfig) -> dict[str, Any]:
+    """What may not change of a group's variable: all but over how many parts clients spread its rows."""
+    return {name: value for name, value in (config.variable or {}).items() if name != "parts"}
+
+
+def called(config: GroupConfig) -> str:
+    """A group for messages: its number, and its name if it has one."""
+    return f"group {config.group}" if config.name is None else f"group {config.group} ({config.name!r})"
 
 
 def must_take(stored: GroupConfig, keys: int, out: F32) -> None:
@@ -45,8 +61,9 @@ def differences(stored: GroupConfig, asked: GroupConfig) -> str:
     found = []
     for name in (each.name for each in fields(GroupConfig)):
         old, new = getattr(stored, name), getattr(asked, name)
-        if isinstance(old, dict) and isinstance(new, dict) and old["name"] == new["name"]:
-            found += [f"{name} {key} {old.get(key)!r} / {new.get(key)!r}" for key in new if old.get(key) != new[key]]
+        if isinstance(old, dict) and isinstance(new, dict) and old.get("name") == new.get("name"):
+            keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+            found += [f"{name} {key} {old.get(key)!r} / {new.get(key)!r}" for key in keys]
         elif old != new:
             found.append(f"{name.removesuffix('_s')} {old!r} / {new!r}")
     return ", ".join(found)

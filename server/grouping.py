@@ -1,10 +1,14 @@
-"""Creating groups, opening them, and changing their settings."""
+"""Creating groups, finding them by name, opening them, and changing their settings."""
 
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from rockbed.config import GroupConfig
+from rockbed.config import GROUPS, NAMED_GROUPS, GroupConfig
 from rockbed.errors import GroupConflict
-from rockbed.server.fitting import differences, must_fit
+from rockbed.server.fitting import called, differences, must_fit
 from rockbed.server.group import Group
 from rockbed.server.rules import rules_of
 from rockbed.storage.entries import Kind, group_parts
@@ -13,24 +17,39 @@ if TYPE_CHECKING:
     from rockbed.server.engine import Engine
 
 
-def open_group(engine: "Engine", config: GroupConfig) -> Group:
+def open_group(
+    engine: "Engine",
+    config: GroupConfig,
+    *,
+    by_name: bool = False,
+    may: Callable[[GroupConfig | None, GroupConfig], None] = lambda stored, asked: None,
+) -> Group:
     """Create the group, or open it as it is stored; settings that may change are changed, durably.
 
+    by_name: the group is the one of the config's name, whatever its number; a new one gets a number that is free.
+    may: called with the settings that are stored, None for a new group, and those asked for; raises to refuse.
+    A config without a name leaves the group its own.
+
     Raises GroupConflict, DimMismatch where the stored rows do not fit the config, GroupConflict where the group is
-    open with another one.
+    open with another one, or the name is another group's.
     """
     engine.check_open()
-    if config.group in engine.dropped:
+    if engine.dropped and (by_name or config.group in engine.dropped):
         engine.flush()  # see `dropping`: rows of the new group must not reach rows/ before
     with engine.groups_lock:
+        config = replace(config, group=_number_for(engine, config)) if by_name else config
         group = engine.groups.get(config.group)
         if group is None:
+            _must_be_free(engine, config)
+            may(None, config)
             return _create(engine, config)
+        config = _keeping_its_name(group, config)
+        may(group.config, config)
         must_fit(group.config, config)
         if group.config != config:
             if config.group in engine.opened_here:
                 raise GroupConflict(
-                    f"group {config.group} is open in this storage with other settings (open / asked for: "
+                    f"{called(config)} is open in this storage with other settings (open / asked for: "
                     f"{differences(group.config, config)}): open the group "
                     "as it is and change it for everyone with its `alter`, or close the storage first"
                 )
@@ -47,10 +66,48 @@ def alter_group(engine: "Engine", config: GroupConfig) -> Group:
     engine.check_open()
     with engine.groups_lock:
         group = engine.group(config.group)
+        config = _keeping_its_name(group, config)
         must_fit(group.config, config)
         if group.config != config:
             _change(engine, group, config)
         return group
+
+
+def _number_for(engine: "Engine", config: GroupConfig) -> int:
+    """The number of the group of this name, or for a new one the first that is free from where the name points to: the
+    same in every store that has no other name there, and initial rows with it."""
+    named = _named(engine, config.name)
+    if named is not None:
+        return named.number
+    wanted = NAMED_GROUPS + zlib.crc32((config.name or "").encode()) % (GROUPS - NAMED_GROUPS)
+    for number in chain(range(wanted, GROUPS), range(NAMED_GROUPS, wanted)):
+        if number not in engine.groups and number not in engine.dropped:
+            return number
+    raise GroupConflict(
+        f"{config.name!r} needs a group, and all numbers from {NAMED_GROUPS} to {GROUPS - 1} are taken: drop a group"
+    )
+
+
+def _named(engine: "Engine", name: str | None) -> Group | None:
+    if name is None:
+        return None
+    return next((group for group in list(engine.groups.values()) if group.config.name == name), None)
+
+
+def _must_be_free(engine: "Engine", config: GroupConfig) -> None:
+    other = _named(engine, config.name)
+    if other is not None:
+        raise GroupConflict(
+            f"the name {config.name!r} is group {other.number}'s, group {config.group} cannot have it too: open it by "
+            "its name, or give another"
+        )
+
+
+def _keeping_its_name(group: Group, config: GroupConfig) -> GroupConfig:
+    stored = group.config
+    if config.name is None:
+        config = replace(config, name=stored.name)
+    return config if config.variable is not None else replace(config, variable=stored.variable)
 
 
 def _change(engine: "Engine", group: Group, config: GroupConfig) -> None:

@@ -32,7 +32,7 @@ def import_(
     tell = progress or (lambda done, total: None)
     total = sum(source.rows for source in sources)
     for source in sources:
-        _must_fit(engine.groups.get(source.number), source, path)
+        _must_fit(_group_of(engine, source), source, path)
     for source in sources:
         padding = _padding_key(engine, source)
         for file, rows in source.tables():
@@ -43,11 +43,11 @@ def import_(
     done = 0
     for source in sources:
         group = _group_for(engine, source, report)
-        report.rows_read[source.number] = source.rows
-        report.rows_written[source.number] = 0
+        report.rows_read[group.number] = source.rows
+        report.rows_written[group.number] = 0
         for _, rows in source.tables():
             for batch in _batches(group, rows):
-                report.rows_written[source.number] += put(engine, source.number, batch, mode=options.mode)
+                report.rows_written[group.number] += put(engine, group.number, batch, mode=options.mode)
                 done += batch.keys.size
                 tell(done, total)
     return report
@@ -59,6 +59,14 @@ def _chosen(path: Path, sources: list[Source], options: ImportOptions) -> list[S
     if absent:
         raise UnknownGroup(f"{path} has no group {absent[0]} (it has: {', '.join(map(str, there)) or 'none'})")
     return [source for source in sources if options.groups is None or source.number in options.groups]
+
+
+def _group_of(engine: "Engine", source: Source) -> Group | None:
+    """The store's group for the rows: that of the same name if they have one, else that of the same number."""
+    config = source.config
+    if config is None or config.name is None:
+        return engine.groups.get(source.number)
+    return next((group for group in list(engine.groups.values()) if group.config.name == config.name), None)
 
 
 def _must_fit(group: Group | None, source: Source, path: Path) -> None:
@@ -86,18 +94,19 @@ def _must_fit(group: Group | None, source: Source, path: Path) -> None:
 
 
 def _group_for(engine: "Engine", source: Source, report: ImportReport) -> Group:
-    if source.number not in engine.groups and source.config is not None:
-        engine.open_group(source.config)
-        engine.opened_here.discard(source.number)  # whoever opens it first may still change its settings
-        report.groups_created.append(source.number)
-    return engine.group(source.number)
+    group = _group_of(engine, source)
+    if group is None and source.config is not None:
+        group = engine.open_group(source.config, by_name=source.config.name is not None)
+        engine.opened_here.discard(group.number)  # whoever opens it first may still change its settings
+        report.groups_created.append(group.number)
+    return group or engine.group(source.number)
 
 
 # --- checks before the first row is written ---
 
 
 def _padding_key(engine: "Engine", source: Source) -> int | None:
-    group = engine.groups.get(source.number)
+    group = _group_of(engine, source)
     config = source.config if group is None else group.config
     return None if config is None else config.padding_key
 

@@ -112,7 +112,7 @@ def uniform(bound: float = 1.0) -> PyInitializer:
 def embedding(
     storage: PyStorage,
     dim: int = 4,
-    group: int = 0,
+    group: int | str = 0,
     *,
     optimizer: PyOptimizer | None = None,
     initializer: PyInitializer | None = None,

@@ -110,7 +110,7 @@ def test_each_role_does_its_work(target: str, connect: Connect) -> None:
 
 def test_a_token_with_groups_reaches_those_only(target: str, connect: Connect) -> None:
     everyone = connect(target, token=SECRETS["admin"])
-    for group in (1, 2):
+    for group in (1, 2, "by name"):
         embedding(everyone, group=group).apply_gradients(keys_of(1), ones(1))
     bound = connect(target, token=f"{BOUND} admin")
     mine, other = embedding(bound, group=1), embedding(everyone, group=2)
@@ -133,10 +133,13 @@ def test_a_token_with_groups_reaches_those_only(target: str, connect: Connect) -
         lambda: bound.dump("all"),
         lambda: embedding(bound, group=2),
         lambda: embedding(bound, group=3),
+        lambda: embedding(bound, group="by name"),
+        lambda: embedding(bound, group="a new name"),
     ):
         with pytest.raises(PermissionDenied):
             call()
     assert other.config.group in everyone.groups()
+    assert list(everyone.names()) == ["by name"]
     assert mine.lookup(keys_of(1), train=False)[0, 0] == 0.0
 
 

@@ -29,7 +29,7 @@ def fill(folder: Any, sizes: dict[str, Any], rows: I64) -> None:
 
 
 class Tables:
-    """Calls for batch i, from 0. Rows are in memory from the first on that needs them."""
+    """Calls for batch i, from 0."""
 
     def __init__(self, target: str, sizes: dict[str, Any], keys: list[list[I64]], grads: F32) -> None:
         self._sizes, self._keys, self._grads = sizes, keys, grads
@@ -44,8 +44,10 @@ class Tables:
         return Tables(target, self._sizes, self._keys, self._grads)
 
     def warm_up(self) -> None:
-        """Compile what is missing, and push until the journal writes over files of its own: a young store waits for new
+        """Read all rows, compile what is missing, and push until the journal writes over files of its own: a young store waits for new
         pages with every push, one that has run for a minute does not."""
+        for i in range(len(self._keys)):  # bring every row into memory: the store was opened a moment ago
+            self.unfused_lookup(i)
         for call in (self.unfused_together, self.fused_train, self.fused_lookup, self.unfused_lookup):
             call(0)
         for _ in range(2):

@@ -44,9 +44,9 @@ class Tables:
         return Tables(target, self._sizes, self._keys, self._grads)
 
     def warm_up(self) -> None:
-        """Read all rows, compile what is missing, and push until the journal writes over files of its own: a young store waits for new
-        pages with every push, one that has run for a minute does not."""
-        for i in range(len(self._keys)):  # bring every row into memory: the store was opened a moment ago
+        """Read all rows, compile what is missing, and push until the journal writes over files of its own: a young
+        store waits for new pages with every push, one that has run for a minute does not."""
+        for i in range(len(self._keys)):  # the store was opened a moment ago: its rows are on disk
             self.unfused_lookup(i)
         for call in (self.unfused_together, self.fused_train, self.fused_lookup, self.unfused_lookup):
             call(0)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from rockbed.bags import BAGS_MAX, KEYS_MAX, check_arrays
+from rockbed.bags import KEYS_MAX, check_arrays
 from rockbed.client.arrays import checked_floats, checked_integers, checked_keys, described
+from rockbed.client.sparse import SparseTensor
 from rockbed.config import whole_problems
 from rockbed.errors import BatchTooLarge, InvalidConfig, WrongDtype, WrongShape
 from rockbed.types import F32, I64, U64, AnyArray, Bool
@@ -54,35 +55,10 @@ class Ragged:
         sparse tensor of weights.
         Raises as Ragged does, and WrongShape for indices out of order or out of the shape.
         """
-        at = checked_integers("indices", indices, 2)
         keys = checked_keys(values)
-        rank = at.shape[1]
-        if rank < 2:
-            raise WrongShape(f"indices must be int64[nnz, rank] of rank 2 or more, not {described(indices)}")
-        if at.shape[0] != keys.size:
-            raise WrongShape(f"indices must have a row for each of the {keys.size} values, not {described(indices)}")
-        shape = _checked_sizes(dense_shape, rank)
-        bags = 1
-        for size in shape[:-1]:
-            bags *= size
-        if bags > BAGS_MAX:
-            raise BatchTooLarge(f"dense_shape {shape} has {bags} bags, {BAGS_MAX} are the most")
-        outside = ((at < 0) | (at >= np.array(shape))).any(axis=1)
-        if outside.any():
-            i = int(outside.argmax())
-            raise WrongShape(f"indices[{i}] = {at[i].tolist()} lies outside of dense_shape {shape}")
-        rows = at[:, 0]
-        for axis in range(1, rank - 1):
-            rows = rows * shape[axis] + at[:, axis]
-        place = at[:, -1]
-        falls = (rows[1:] < rows[:-1]) | ((rows[1:] == rows[:-1]) & (place[1:] < place[:-1]))
-        if falls.any():
-            i = int(falls.argmax())
-            raise WrongShape(
-                f"indices[{i + 1}] = {at[i + 1].tolist()} after {at[i].tolist()}: indices go in row-major order "
-                "(tf.sparse.reorder, or np.lexsort(indices.T[::-1]), puts them there)"
-            )
-        return cls(_as_sent(keys, values), _offsets(np.bincount(rows, minlength=bags)), weights)
+        sizes: Any = dense_shape  # an array of them is taken, too
+        places = SparseTensor(indices, keys, sizes)
+        return cls(_as_sent(keys, values), places.offsets(), weights)
 
     @classmethod
     def from_padded(cls, array: I64 | U64, padding_key: int = -1, weights: F32 | None = None) -> "Ragged":
@@ -159,15 +135,6 @@ def _checked_weights(weights: Any, keys: I64 | U64) -> F32:
     if isinstance(weights, np.ndarray) and weights.ndim == 1 and weights.size != keys.size:
         raise WrongShape(f"{weights.size} weights for {keys.size} keys: each key has one")
     return checked_floats("weights", weights, keys.shape)
-
-
-def _checked_sizes(dense_shape: Any, rank: int) -> list[int]:
-    sizes = list(dense_shape) if isinstance(dense_shape, Sequence | np.ndarray) else dense_shape
-    if not isinstance(sizes, list) or any(whole_problems("size", size, 0, 2**63 - 1) for size in sizes):
-        raise WrongShape(f"dense_shape is {dense_shape!r}, not a list of sizes")
-    if len(sizes) != rank:
-        raise WrongShape(f"dense_shape has {len(sizes)} sizes, indices have {rank} columns: give a size for each")
-    return [int(size) for size in sizes]
 
 
 def _keys_of(keys: list[Any]) -> I64 | U64:

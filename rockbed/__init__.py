@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from rockbed.client.optimizer import PyOptimizer
     from rockbed.client.parameters import Parameters
     from rockbed.client.ragged import Ragged
+    from rockbed.client.sparse import SparseTensor
     from rockbed.client.storage import PyStorage
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "PyOptimizer",
     "PyStorage",
     "Ragged",
+    "SparseTensor",
     # errors
     "BatchTooLarge",
     "DeadlineExceeded",
@@ -127,6 +129,7 @@ _LAZY = {
     "PyOptimizer": "rockbed.client.optimizer",
     "PyStorage": "rockbed.client.storage",
     "Ragged": "rockbed.client.ragged",
+    "SparseTensor": "rockbed.client.sparse",
 }
 
 

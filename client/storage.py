@@ -87,6 +87,7 @@ class PyStorage:
         )
         self._target = str(target)
         self.ahead = Ahead()
+        self.variables: dict[str, Any] = {}  # those that are open, by name: see rockbed.client.variables
         # each end loads what it needs: a client has no use for RocksDB, a store in this process none for gRPC
         self.backend: Backend
         if self._target.startswith(("grpc://", "grpcs://", "grpc+unix://")):
@@ -363,6 +364,7 @@ class PyStorage:
         """Finish pushes that go on in threads, write back, close the files, let go of the directory. May be called
         twice."""
         self.ahead.finish()
+        self.variables.clear()
         self.backend.close()
 
     def __enter__(self) -> "PyStorage":

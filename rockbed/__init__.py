@@ -56,17 +56,35 @@ if TYPE_CHECKING:
     from rockbed.client.filter import PyFilter
     from rockbed.client.fused import FusedEmbedding, FusedOutput
     from rockbed.client.initializer import PyInitializer
+    from rockbed.client.kv_opening import get_kv_variable
+    from rockbed.client.kv_variable import KvVariable
     from rockbed.client.optimizer import PyOptimizer
     from rockbed.client.parameters import Parameters
+    from rockbed.client.partitioners import (
+        fixed_size_partitioner,
+        min_max_variable_partitioner,
+        variable_axis_size_partitioner,
+    )
     from rockbed.client.ragged import Ragged
     from rockbed.client.sparse import SparseTensor
     from rockbed.client.storage import PyStorage
+    from rockbed.client.variable_lookup import embedding_lookup, embedding_lookup_sparse, safe_embedding_lookup_sparse
+    from rockbed.client.variable_scope import AUTO_REUSE, variable_scope
+    from rockbed.client.variables import get_collection
 
 __all__ = [
+    "AUTO_REUSE",
     "Connection",
+    "embedding_lookup",
+    "embedding_lookup_sparse",
     "Feature",
+    "fixed_size_partitioner",
     "FusedEmbedding",
     "FusedOutput",
+    "get_collection",
+    "get_kv_variable",
+    "KvVariable",
+    "min_max_variable_partitioner",
     "Parameters",
     "PyEmbedding",
     "PyFilter",
@@ -74,7 +92,10 @@ __all__ = [
     "PyOptimizer",
     "PyStorage",
     "Ragged",
+    "safe_embedding_lookup_sparse",
     "SparseTensor",
+    "variable_axis_size_partitioner",
+    "variable_scope",
     # errors
     "BatchTooLarge",
     "DeadlineExceeded",
@@ -118,10 +139,18 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AUTO_REUSE": "rockbed.client.variable_scope",
     "Connection": "rockbed.client.connection",
+    "embedding_lookup": "rockbed.client.variable_lookup",
+    "embedding_lookup_sparse": "rockbed.client.variable_lookup",
     "Feature": "rockbed.client.feature",
+    "fixed_size_partitioner": "rockbed.client.partitioners",
     "FusedEmbedding": "rockbed.client.fused",
     "FusedOutput": "rockbed.client.fused",
+    "get_collection": "rockbed.client.variables",
+    "get_kv_variable": "rockbed.client.kv_opening",
+    "KvVariable": "rockbed.client.kv_variable",
+    "min_max_variable_partitioner": "rockbed.client.partitioners",
     "Parameters": "rockbed.client.parameters",
     "PyEmbedding": "rockbed.client.embedding",
     "PyFilter": "rockbed.client.filter",
@@ -129,7 +158,10 @@ _LAZY = {
     "PyOptimizer": "rockbed.client.optimizer",
     "PyStorage": "rockbed.client.storage",
     "Ragged": "rockbed.client.ragged",
+    "safe_embedding_lookup_sparse": "rockbed.client.variable_lookup",
     "SparseTensor": "rockbed.client.sparse",
+    "variable_axis_size_partitioner": "rockbed.client.partitioners",
+    "variable_scope": "rockbed.client.variable_scope",
 }
 
 

@@ -45,7 +45,12 @@ def run(page: Path, directory: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-PAGES = [README, ROOT / "docs" / "fused.md", pytest.param(ROOT / "docs" / "torch.md", marks=pytest.mark.torch)]
+PAGES = [
+    README,
+    ROOT / "docs" / "fused.md",
+    ROOT / "docs" / "variables.md",
+    pytest.param(_DOCS / "torch.md", marks=pytest.mark.torch),
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,6 +1,6 @@
 """What the modules have in common: a lookup that torch can go back through."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,15 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[None, None, None]:
         collect(ctx.lookup, gradients)
         return None, None, None
+
+
+def trained(out: FusedOutput, tensors: list[Any], scale: Callable[[], float], frozen: str | None) -> list[Any]:
+    """The tensors of a lookup, `pooled` if any feature is and the sequences, with gradients that are pushed.
+
+    scale: of the gradients, asked for when they are there. frozen: why there is to be no push, if so.
+    """
+    lookup = TrainedLookup(out, scale, frozen)
+    return list(_Lookup.apply(torch.empty(0, requires_grad=True), lookup, tensors))
 
 
 class RowModule(nn.Module):
@@ -77,8 +86,7 @@ class RowModule(nn.Module):
         if not wanted:
             return out, tensors
         frozen = None if train else "it was looked up in eval() mode: call train(), or make the module trainable=False"
-        lookup = TrainedLookup(out, self.gradient_scale, frozen)
-        return out, list(_Lookup.apply(torch.empty(0, requires_grad=True), lookup, tensors))
+        return out, trained(out, tensors, self.gradient_scale, frozen)
 
     def gradient_scale(self) -> float:
         """What gradients are multiplied by now. Raises InvalidConfig."""

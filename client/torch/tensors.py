@@ -28,6 +28,20 @@ def keys_array(name: str, keys: Any) -> I64 | U64:
     return array.copy()
 
 
+def ids_array(name: str, ids: Any, key_dtype: str) -> AnyArray:
+    """Ids of any shape for a variable with keys of this dtype: for int64 also int32. An array of its own.
+
+    Raises WrongDtype, for "string" always: torch has no strings.
+    """
+    if key_dtype == "string":
+        raise WrongDtype(
+            f"{name} must be an array or a list of str or bytes, not {described(ids)}: torch has no strings"
+        )
+    dtypes = {"int32": (torch.int32,), "int64": (torch.int64, torch.int32), "uint64": (torch.uint64,)}[key_dtype]
+    array = _array(name, ids, dtypes, f"use ids.to(torch.{key_dtype})")
+    return array.copy()
+
+
 def offsets_array(name: str, offsets: Any) -> I64:
     """int64[n]. Raises WrongDtype, WrongShape."""
     array = _array(name, offsets, (torch.int64, torch.int32), "use offsets.long()")

@@ -130,3 +130,8 @@ def checked_vector(what: str, array: AnyArray, writable: bool = False) -> None:
         raise WrongShape(f"{what} must be contiguous, not strided by {array.strides[0]} bytes")
     if writable and not array.flags.writeable:
         raise WrongShape(f"{what} is updated in place but is read-only: pass a copy")
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a torch tensor; without loading torch to find out."""
+    return type(value).__module__.partition(".")[0] == "torch"

@@ -55,7 +55,7 @@ def get_kv_variable(
     storage: a PyStorage, or a list of them, over which the parts are spread in order; None = that of the scope.
     enter_threshold: a key gets a row at its so-manieth sighting in training lookups, repeats in one call counted. Until
         then lookups give what the row would begin with, and its gradients are dropped. 0 = at once.
-    settings: by keyword what PyEmbedding takes besides.
+    settings: by keyword what PyEmbedding takes besides; a `variable` stands beside what this keeps there.
 
     The number of parts may be another one at each opening, where that moves no row to another storage; everything else
     as at the opening of a PyEmbedding. With `variable_scope(..., reuse=True)`, a variable that this process has open is
@@ -76,6 +76,7 @@ def get_kv_variable(
         storages=_storages(scope.storage if storage is None else storage),
         trainable=trainable,
         collections=_collections(collections, trainable),
+        built_on=dict(settings.pop("variable", None) or {}),
         settings={**settings, **_admission(enter_threshold, settings), **_bounds(constraint, settings)},
     )
     if _dtype_name(value_dtype) != "float32":
@@ -111,6 +112,7 @@ class _Asked:
     trainable: bool
     collections: tuple[str, ...]
     settings: dict[str, Any]
+    built_on: dict[str, Any]
 
     def same(self, variable: Any) -> KvVariable:
         """The open variable, if it is what was asked for."""
@@ -127,6 +129,7 @@ class _Asked:
                 ("its number of parts", variable.parts, parts),
                 ("storage", variable.storages, self.storages),
                 ("trainable", variable.trainable, self.trainable),
+                ("variable", config.variable, {**(config.variable or {}), **self.built_on}),
                 ("initializer", config.initializer, self._rule(self.initializer, config.initializer)),
                 ("optimizer", config.optimizer, self._rule(self.optimizer, config.optimizer)),
             )
@@ -155,7 +158,7 @@ class _Asked:
         optimizer = self.optimizer or (_as_stored(first) if first else PyOptimizer(DEFAULT_OPTIMIZER))
         embeddings: list[PyEmbedding] = []
         for i, storage in enumerate(self.storages):
-            variable = {"kind": "kv", "key_dtype": self.key_dtype, "parts": placement.parts}
+            variable = {**self.built_on, "kind": "kv", "key_dtype": self.key_dtype, "parts": placement.parts}
             if len(self.storages) > 1:
                 variable |= {"storage": i, "storages": len(self.storages)}
             opened = PyEmbedding(

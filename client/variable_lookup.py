@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from rockbed.client.arrays import is_tensor
 from rockbed.client.combining import check_combining, combine, combine_gradients
 from rockbed.client.feature import Feature
 from rockbed.client.fused import FusedEmbedding
 from rockbed.client.kv_variable import KvVariable
 from rockbed.client.looked_up import LookedUp
+from rockbed.client.multihash import MultiHashVariable
 from rockbed.client.ragged import Ragged, signed
 from rockbed.client.request_ids import RequestId
 from rockbed.client.sparse import SparseTensor
@@ -19,13 +21,15 @@ from rockbed.types import F32, I64, Bool
 _NAME = "ids"  # of the only feature, in messages
 
 
-def embedding_lookup(variable: KvVariable, ids: Any, *, train: bool | None = None) -> Any:
-    """The row of each id: KvVariable.lookup, and of a torch tensor a tensor, whose backward pass pushes.
+def embedding_lookup(variable: KvVariable | MultiHashVariable, ids: Any, *, train: bool | None = None) -> Any:
+    """The row of each id: the variable's `lookup`, and of a torch tensor a tensor, whose backward pass pushes.
 
     ids: of any rank, of the variable's key dtype. train: ids without a row get one; None = where the variable is
     trainable and, for tensors, torch.is_grad_enabled(). Returns float32[*ids.shape, dim].
-    Raises WrongDtype, InvalidConfig, and what PyEmbedding.lookup raises.
+    Raises WrongDtype, InvalidConfig, IdOutOfRange (multi-hash), and what PyEmbedding.lookup raises.
     """
+    if isinstance(variable, MultiHashVariable):
+        return variable.lookup(ids, train=train)
     _must_be_variable(variable)
     if is_tensor(ids):
         from rockbed.client.torch.variables import lookup
@@ -207,11 +211,6 @@ def _weights(sp_ids: SparseTensor, sp_weights: Any) -> F32 | None:
         raise InvalidConfig("the values of sp_weights hold NaN or Inf: weights are finite numbers")
     weights: F32 = np.ascontiguousarray(sp_weights.values)
     return weights
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether it is a torch tensor; without loading torch to find out."""
-    return type(value).__module__.partition(".")[0] == "torch"
 
 
 def _must_be_variable(variable: Any) -> None:

@@ -18,6 +18,7 @@ from rockbed.errors import (
     FormatTooNew,
     GradientNotFinite,
     GroupConflict,
+    IdOutOfRange,
     InvalidBackward,
     InvalidConfig,
     JournalCorrupt,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from rockbed.client.initializer import PyInitializer
     from rockbed.client.kv_opening import get_kv_variable
     from rockbed.client.kv_variable import KvVariable
+    from rockbed.client.multihash import MultiHashVariable, get_multihash_variable, quotient_remainder_dims
     from rockbed.client.optimizer import PyOptimizer
     from rockbed.client.parameters import Parameters
     from rockbed.client.partitioners import (
@@ -83,14 +85,17 @@ __all__ = [
     "FusedOutput",
     "get_collection",
     "get_kv_variable",
+    "get_multihash_variable",
     "KvVariable",
     "min_max_variable_partitioner",
+    "MultiHashVariable",
     "Parameters",
     "PyEmbedding",
     "PyFilter",
     "PyInitializer",
     "PyOptimizer",
     "PyStorage",
+    "quotient_remainder_dims",
     "Ragged",
     "safe_embedding_lookup_sparse",
     "SparseTensor",
@@ -106,6 +111,7 @@ __all__ = [
     "FormatTooNew",
     "GradientNotFinite",
     "GroupConflict",
+    "IdOutOfRange",
     "InvalidBackward",
     "InvalidConfig",
     "JournalCorrupt",
@@ -149,14 +155,17 @@ _LAZY = {
     "FusedOutput": "rockbed.client.fused",
     "get_collection": "rockbed.client.variables",
     "get_kv_variable": "rockbed.client.kv_opening",
+    "get_multihash_variable": "rockbed.client.multihash",
     "KvVariable": "rockbed.client.kv_variable",
     "min_max_variable_partitioner": "rockbed.client.partitioners",
+    "MultiHashVariable": "rockbed.client.multihash",
     "Parameters": "rockbed.client.parameters",
     "PyEmbedding": "rockbed.client.embedding",
     "PyFilter": "rockbed.client.filter",
     "PyInitializer": "rockbed.client.initializer",
     "PyOptimizer": "rockbed.client.optimizer",
     "PyStorage": "rockbed.client.storage",
+    "quotient_remainder_dims": "rockbed.client.multihash",
     "Ragged": "rockbed.client.ragged",
     "safe_embedding_lookup_sparse": "rockbed.client.variable_lookup",
     "SparseTensor": "rockbed.client.sparse",

@@ -54,6 +54,12 @@ class DimMismatch(WrongShape):
     code = "dim_mismatch"
 
 
+class IdOutOfRange(RockbedError, ValueError):
+    """An id that lies outside of the range of a variable whose tables tell only so many apart."""
+
+    code = "id_out_of_range"
+
+
 class GradientNotFinite(RockbedError, ValueError):
     """A gradient holds NaN or infinity and the group rejects those. Nothing of the batch was applied."""
 

@@ -48,8 +48,9 @@ def run(page: Path, directory: Path) -> subprocess.CompletedProcess[str]:
 PAGES = [
     README,
     ROOT / "docs" / "fused.md",
+    ROOT / "docs" / "multihash.md",
     ROOT / "docs" / "variables.md",
-    pytest.param(_DOCS / "torch.md", marks=pytest.mark.torch),
+    pytest.param(ROOT / "docs" / "torch.md", marks=pytest.mark.torch),
 ]
 
 

@@ -44,19 +44,19 @@ class _Combine(torch.autograd.Function):
 def lookup(variable: KvVariable, ids: Any, train: bool | None) -> Any:
     """The row of each id, float32[*ids.shape, dim]. ids: a tensor of the variable's key dtype, on the CPU."""
     keys, shape = variable.keys.of(ids_array("ids", ids, variable.key_dtype))
-    return _rows(variable, keys, _trains(variable, train)).reshape(*shape, variable.dim)
+    return rows_of(variable, keys, trains(variable, train)).reshape(*shape, variable.dim)
 
 
 def lookup_sparse(variable: KvVariable, ids: SparseIds, train: bool | None) -> Any:
     """The rows of each bag as one, float32[*ids.shape, dim]."""
-    train = _trains(variable, train)
+    train = trains(variable, train)
     if ids.fits_fused(variable):
         fused, batch = ids.fused(variable)
         out = fused.lookup(batch, train=train, keep=False)
-        (pooled,) = _with_gradients(variable, out, [torch.from_numpy(out.pooled)], train)
+        (pooled,) = with_gradients(variable, out, [torch.from_numpy(out.pooled)], train)
     else:
         kept = ids.pruned(variable)
-        pooled = _Combine.apply(_rows(variable, kept.keys, train), kept)
+        pooled = _Combine.apply(rows_of(variable, kept.keys, train), kept)
     return pooled.reshape(*ids.shape, variable.dim)
 
 
@@ -78,11 +78,12 @@ def _parts(name: str, tensor: Any, array: Any) -> tuple[I64, Any, list[int]]:
     return np.ascontiguousarray(tensor._indices().numpy().T), values, list(tensor.shape)
 
 
-def _trains(variable: KvVariable, train: bool | None) -> bool:
+def trains(variable: KvVariable, train: bool | None) -> bool:
+    """What `train` means for a lookup in torch's mode of now. Raises InvalidConfig."""
     return variable.trainable and torch.is_grad_enabled() if train is None else variable.trains(train)
 
 
-def _rows(variable: KvVariable, keys: I64, train: bool) -> Any:
+def rows_of(variable: KvVariable, keys: I64, train: bool) -> Any:
     """The rows of keys, float32[n, dim], of one storage or several."""
     shares = variable.placement.split(keys)
     lookups = []
@@ -92,7 +93,7 @@ def _rows(variable: KvVariable, keys: I64, train: bool) -> Any:
         lookups.append(fused.lookup_async({_NAME: bag}, train=train, keep=False))
     parts = []
     for out in all_of(lookups):
-        parts += _with_gradients(variable, out, [torch.from_numpy(out.sequences[_NAME])], train)
+        parts += with_gradients(variable, out, [torch.from_numpy(out.sequences[_NAME])], train)
     if len(parts) == 1:
         return parts[0]
     back = np.empty(keys.size, np.int64)
@@ -100,7 +101,8 @@ def _rows(variable: KvVariable, keys: I64, train: bool) -> Any:
     return torch.cat(parts)[torch.from_numpy(back)]
 
 
-def _with_gradients(variable: KvVariable, out: Any, tensors: list[Any], train: bool) -> list[Any]:
+def with_gradients(variable: KvVariable, out: Any, tensors: list[Any], train: bool) -> list[Any]:
+    """The tensors of a fused lookup, with gradients that are pushed where the variable is trained."""
     if not (variable.trainable and torch.is_grad_enabled()):
         return tensors
     frozen = None if train else "it was looked up with train=False"

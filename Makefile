@@ -129,5 +129,5 @@ clean-cache: ## Drop every compiled kernel
 
 .PHONY: clean
 clean: clean-cache ## Drop everything that was made here, the virtual environment too
-	rm -rf $(VENV) .venv-proto .venv-torch .venv-damo .venv-fbgemm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-proto .venv-torch .venv-damo .venv-damo-torch .venv-fbgemm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

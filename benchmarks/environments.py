@@ -22,6 +22,8 @@ def python_for(name: str) -> Path:
     """The interpreter for a contender, made ready first where needed. Raises Unavailable."""
     if name in ("damo", "damo-http"):
         return _environment(".venv-damo", _damo_python(), DAMO, "import damo, numpy")
+    if name == "damo-torch":
+        return _environment(".venv-damo-torch", _damo_python(), DAMO + TORCH, "import damo_embedding, torch")
     if name == "fbgemm":
         return _environment(".venv-fbgemm", sys.executable, FBGEMM, "import torch, fbgemm_gpu, numpy")
     if name == "torch" and importlib.util.find_spec("torch") is None:

@@ -47,6 +47,8 @@ class PyStorage:
         sweep_rows_s: int = 20_000,
         read_only: bool = False,
         repair: bool = False,
+        device: str | None = None,
+        device_memory: int | None = None,
         clock: Callable[[], float] = time.time,
         connection: Connection | None = None,
     ) -> None:
@@ -68,10 +70,13 @@ class PyStorage:
         read_only: look up only (train=False); several such storages may share a directory that nobody writes.
         repair: if the journal is damaged, keep what precedes the damage and set the rest aside, instead of refusing
             to open.
+        device: "cuda:0", or another number, keeps hot rows in the memory of that NVIDIA GPU, above those in memory, and
+            looks up and trains there; docs/gpu.md says which groups. None and "cpu": no GPU is used.
+        device_memory: bytes of it for rows and their index; 1 GiB if not given.
         clock: gives seconds since 1970; for tests.
 
         Raises InvalidConfig, StoreLocked, StorePathInvalid, StorePermission, StoreNotFound (read_only),
-        StorageCorrupt, JournalCorrupt, FormatTooNew, StorageFull, ServerUnavailable.
+        StorageCorrupt, JournalCorrupt, FormatTooNew, StorageFull, ServerUnavailable, DeviceUnavailable.
         """
         config = StoreConfig(
             ttl_s=ttl,
@@ -84,6 +89,8 @@ class PyStorage:
             sweep_rows_s=sweep_rows_s,
             read_only=read_only,
             repair=repair,
+            device=device,
+            device_memory=device_memory,
         )
         self._target = str(target)
         self.ahead = Ahead()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
@@ -19,9 +20,13 @@ NAME_BYTES_MAX = 255
 VARIABLE_BYTES_MAX = 4096
 SEED_MAX = 2**64 - 1
 SECONDS_MAX = 1e11  # three thousand years: as milliseconds it can be added to any time
+DEVICE_MEMORY = 1 << 30  # bytes of a device that a store takes where it is not told
 FLOAT32_MAX = 3.4028234663852886e38
 FLOAT32_TINY = 1.1754943508222875e-38
 """The smallest normal float32: a divisor or a limit below it may be flushed to 0 where it is needed most."""
+
+
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> list[str]:
@@ -190,6 +195,10 @@ class StoreConfig:
     sweep_rows_s: int = 20_000  # rows a second that the sweeper looks at for expiry; 0 = no sweeper
     read_only: bool = False
     repair: bool = False  # cut a damaged journal off at the damage instead of refusing to open
+    device: str | None = (
+        None  # "cuda:N" keeps hot rows in that GPU's memory, above those in memory; None or "cpu": none
+    )
+    device_memory: int | None = None  # bytes of the device for rows and index, all groups together; None: DEVICE_MEMORY
 
     def __post_init__(self) -> None:
         _plain(self)
@@ -203,6 +212,12 @@ class StoreConfig:
             *whole_problems("journal_bytes_max", self.journal_bytes_max, 1 << 20, 1 << 50),
             *whole_problems("sweep_rows_s", self.sweep_rows_s, 0, 1 << 40),
         ]
+        if self.device is not None and not (isinstance(self.device, str) and _DEVICE.fullmatch(self.device)):
+            problems.append(f"device is {self.device!r}, not 'cuda:0' (or another number), 'cuda', 'cpu' or None")
+        if self.device_memory is not None:
+            problems += whole_problems("device_memory", self.device_memory, 4 << 10, 1 << 44)
+            if self.device in (None, "cpu"):
+                problems.append("device_memory is for a device: give one as well, 'cuda:0' say")
         for name in ("read_only", "repair"):
             if not isinstance(getattr(self, name), bool):
                 problems.append(f"{name} is {getattr(self, name)!r}, not True or False")

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from rockbed.bags import Bags
+from rockbed.config import GroupConfig
 from rockbed.parallel import in_parts
-from rockbed.server.bags import CleanBags
+from rockbed.server.bags import CleanBags, clean
 from rockbed.storage import bag_kernels as k
 from rockbed.storage.hot import HotTable
 from rockbed.types import F32, I32, I64, U32
@@ -82,6 +84,10 @@ class BagGradients:
     step: int | None
     seen: Seen | None = None
 
+    @property
+    def dim(self) -> int:
+        return self.grads.dim
+
     def per_key(self, data: F32, rows: I64) -> F32:
         """The gradient that each position sends to its row, float32[n, dim]."""
         out = np.empty((self.keys.size, self.grads.dim), np.float32)
@@ -91,6 +97,23 @@ class BagGradients:
     def by_row(self, inverse: I64, count: int) -> "BagSums":
         """The same by distinct row. inverse: int64[n], the number of each position's row, or -1; count: of numbers."""
         return BagSums.of(inverse.astype(np.int32), count, self.bag, self.sizes, self.weights, self.grads, self.limits)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureGradients:
+    """The same as a device takes it: the features that the group has in a batch, at least one, as they were sent, and
+    for each the array that holds the gradients of its bags, and their first column. dim: theirs; step: of Gradients.
+    """
+
+    group: int
+    features: Sequence[Bags]
+    given: Sequence[tuple[F32, int]]
+    dim: int
+    step: int | None
+
+    def in_memory(self, config: GroupConfig) -> BagGradients:
+        """The same as memory takes it."""
+        return joined([clean(each, config) for each in self.features], self.given, [], self.dim, self.step)
 
 
 @dataclass(frozen=True, slots=True)

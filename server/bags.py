@@ -12,7 +12,7 @@ from rockbed.types import F32, I64
 _COMBINERS = {None: k.SUM, "sum": k.SUM, "mean": k.MEAN, "sqrtn": k.SQRTN}
 _NO_FLOATS = np.empty(0, np.float32)
 _NO_KEYS = np.empty(0, np.int64)
-_TINIEST = float(np.finfo(np.float32).smallest_subnormal)  # 0 is no limit to the kernels
+TINIEST = float(np.finfo(np.float32).smallest_subnormal)  # 0 is no limit to the kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def clean(bags: Bags, config: GroupConfig) -> CleanBags:
     elif combiner != k.SUM and (np.diff(offsets) > 1).any():
         scale = np.empty(offsets.size - 1, np.float32)
         k.scales(offsets, combiner, scale)
-    max_norm = None if bags.max_norm is None else max(bags.max_norm, _TINIEST)
+    max_norm = None if bags.max_norm is None else max(bags.max_norm, TINIEST)
     return CleanBags(bags.group, keys, offsets, weights, scale, max_norm, bags.combiner is not None)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from rockbed.errors import RockbedError
 from rockbed.reports import CheckReport
 from rockbed.server.group import Group
+from rockbed.server.tier import Tier
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.record import HEADER_BYTES, decode_key, encode_keys, headers_of
 from rockbed.storage.segment import read_segment, segment_files
@@ -28,6 +29,8 @@ def check(engine: "Engine") -> CheckReport:
             with group.lock.unguarded:  # it takes as long as the group is large, and changes nothing
                 indexed = _memory(group, report)
                 _disk(engine, group, report, indexed)
+                if group.tier is not None:
+                    _device(group, group.tier, report)
         for number in engine.files.groups():
             if number not in engine.groups:
                 report.problems.append(f"rows/ holds rows of group {number}, which the catalog does not know")
@@ -117,6 +120,28 @@ def _disk(engine: "Engine", group: Group, report: CheckReport, indexed: bool) ->
     report.rows[number] = rows
     if engine.config.read_only or not changed.size:
         group.counters.rows = rows  # after a crash the counter is an estimate: this is the truth
+
+
+def _device(group: Group, tier: Tier, report: CheckReport) -> None:
+    records, dirty = tier.everything()
+    heads = headers_of(records)
+    keys, data = np.ascontiguousarray(heads["key"]), np.ascontiguousarray(records[:, HEADER_BYTES:]).view(np.float32)
+    if tier.find(keys)[0].size < keys.size:
+        report.problems.append(f"group {group.number}: the index on the device does not lead to all of its rows")
+    _finite(group, "the device", keys, data, report)
+    rows, _ = group.table.find(keys, 0)
+    fetched = group.fetch(keys[rows < 0])
+    below, at = np.zeros_like(data), np.flatnonzero(rows < 0)[fetched.found]
+    below[rows >= 0] = group.table.data[rows[rows >= 0]]
+    below[at] = np.ascontiguousarray(fetched.records[:, HEADER_BYTES:]).view(np.float32)
+    rows[at] = 0
+    differ = (below.view(np.int32) != data.view(np.int32)).any(axis=1) & ~dirty
+    for wrong, what in ((rows < 0, "are neither in memory nor on disk"), (differ, "differ from the copy below")):
+        if wrong.any():
+            report.problems.append(
+                f"group {group.number}: {int(wrong.sum())} rows on the device {what}, the first for key "
+                f"{keys[wrong.argmax()]}"
+            )
 
 
 def _finite(group: Group, where: str, keys: I64, data: F32, report: CheckReport) -> None:

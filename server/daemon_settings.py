@@ -115,6 +115,8 @@ class Settings:
     sweep_rows_s: int = _setting(_whole, _S.sweep_rows_s, _STORE, "Rows a second looked at for expiry; 0 = none.")
     read_only: bool = _setting(_flag, False, _STORE, "Serve lookups only.")
     repair: bool = _setting(_flag, False, _STORE, "Open a store whose journal is damaged, up to the damage.")
+    device: str | None = _setting(_text, None, _STORE, "cuda:0, say: keep hot rows in that GPU's memory.")
+    device_memory: int | None = _setting(_bytes, None, _STORE, "Bytes of it for rows; 1 GiB if not given.")
     listen: str = _setting(_text, _C.listen, _ADDRESS, "HOST:PORT or unix:/path/of/a/socket.")
     admin_listen: str | None = _setting(_text, None, _ADDRESS, "Another address, for calls that take the role admin.")
     metrics_listen: str | None = _setting(_text, None, _ADDRESS, "HOST:PORT for Prometheus, on any address.")
@@ -153,6 +155,8 @@ class Settings:
             sweep_rows_s=self.sweep_rows_s,
             read_only=self.read_only,
             repair=self.repair,
+            device=self.device,
+            device_memory=self.device_memory,
         )
 
     def server(self) -> ServerConfig:

@@ -50,6 +50,7 @@ def erase(engine: "Engine", group: Group) -> None:
     engine.removals.forget(number)
     engine.files.delete_group(number)
     group.table.give_all_back()
+    group.tier = None
     if not engine.config.read_only:
         with os_errors(f"removing the counts of group {number}"):
             (engine.directory / "admission" / f"{number}.npz").unlink(missing_ok=True)

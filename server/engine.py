@@ -27,8 +27,10 @@ from rockbed.errors import (
 from rockbed.interrupts import Uninterrupted
 from rockbed.parallel import spread
 from rockbed.requests import Request
-from rockbed.server import admission_files, grouping, lookups, opening, push, space
+from rockbed.server import admission_files, grouping, opening, push, space, tiers
+from rockbed.server.bag_gradients import FeatureGradients
 from rockbed.server.clients import Clients
+from rockbed.server.device_pushes import DevicePrepared
 from rockbed.server.group import Group
 from rockbed.server.kept_batches import KeptBatches
 from rockbed.server.removals import Removals
@@ -40,7 +42,8 @@ from rockbed.storage.journal import Journal
 from rockbed.storage.writeback import WriteBack
 from rockbed.types import F32, I64
 
-_Part = tuple[Group, push.Share, int]  # of a push, with its global step or -1
+_Item = push.Share | FeatureGradients
+_Part = tuple[Group, _Item, int]  # of a push, with its global step or -1
 
 
 def _close_at_exit(engine: "weakref.ref[Engine]") -> None:
@@ -62,6 +65,7 @@ class Engine:
         self.store_ttl_s = config.ttl_s
         self.budget = Budget(config.memory_budget)
         self.journal_stall, self.memory_stall = Stall(), Stall()
+        self.device = tiers.opened(config)  # before anything is made in the directory
         self._clock = clock
         self._latest_ms = 0
         self.opened_here: set[int] = set()  # groups that someone of this process has opened
@@ -155,14 +159,14 @@ class Engine:
         self.check_open()
         if train:
             self.must_be_writable("look up with train=True (absent keys would get rows); pass train=False")
-        lookups.lookup(self.group(number), keys, out, train=train)
+        tiers.lookup(self, self.group(number), keys, out, train=train)
 
     def prefetch(self, number: int, keys: I64) -> tuple[int, int]:
         """Bring the rows of keys int64[n] from disk into memory. See lookups.prefetch."""
         self.check_open()
-        return lookups.prefetch(self.group(number), keys)
+        return tiers.prefetch(self, self.group(number), keys)
 
-    def apply_gradients(self, items: Sequence[push.Share], request: Request | None = None) -> bool:
+    def apply_gradients(self, items: Sequence[_Item], request: Request | None = None) -> bool:
         """Apply gradients to one or several groups, all or nothing, durably before it returns.
 
         items: a group at most once. Returns whether it was applied: False for a request that had been applied before.
@@ -181,7 +185,7 @@ class Engine:
             group = self.group(item.group)
             parts.append((group, item, push.validated(group, item)))
         self.wait_for_journal_room()
-        return space.with_space(self, lambda: self._apply(parts, request), "the push")
+        return tiers.where_rows_are(lambda: space.with_space(self, lambda: self._apply(parts, request), "the push"))
 
     def wait_for_journal_room(self) -> None:
         """Hold a change back while the journal is at its limit. Raises StorageFull."""
@@ -189,9 +193,12 @@ class Engine:
             self._background.wait_for_journal_room()
 
     def _apply(self, parts: list[_Part], request: Request | None) -> bool:
-        ahead = [push.read_ahead(group, item.keys, push.seen_of(item)) for group, item, _ in parts]
+        in_memory, above = tiers.split(self, parts)
+        ahead = [push.read_ahead(group, item.keys, push.seen_of(item)) for group, item, _ in in_memory]
+        if above is not None:
+            above.read_ahead()
         now_ms = self.now_ms()
-        prepared: list[push.Prepared] = []
+        prepared: list[push.Prepared | DevicePrepared] = []
         done = False
         with Uninterrupted(), ExitStack() as locks:
             for group, _, _ in parts:
@@ -200,8 +207,10 @@ class Engine:
             if request is not None and self.clients.applied(request):
                 return False
             try:
-                for (group, item, step), (fetched, left) in zip(parts, ahead, strict=True):
+                for (group, item, step), (fetched, left) in zip(in_memory, ahead, strict=True):
                     prepared.append(push.prepare(group, item, step, fetched, left, now_ms))
+                if above is not None:
+                    prepared += above.prepare(now_ms)
                 touched = [p for p in prepared if p.rows.size]
                 sections = [p.section() for p in touched]
                 if sections or request is not None:
@@ -226,7 +235,7 @@ class Engine:
             began, target = time.monotonic(), self.journal.last_lsn
             self.journal.rotate()
             for group in list(self.groups.values()):
-                self.write_back.write(group)
+                space.write_group(self, group)
             self.check_open()  # a push that failed while this waited for it has to stay in the journal
             self.files.flush()
             admission_files.save(self.directory / "admission", self.groups.values())
@@ -319,6 +328,7 @@ class Engine:
     def reopened(self) -> "Engine":
         """What is in the directory now, opened as this engine was, which is closed."""
         engine = Engine(self.directory, self.config, clock=self._clock)
+        tiers.reopen(engine, self.opened_here)
         engine.on_failure = self.on_failure
         engine.kept = self.kept.renewed()
         return engine

@@ -10,9 +10,10 @@ from rockbed.errors import DimMismatch
 from rockbed.interrupts import Uninterrupted
 from rockbed.parallel import spread
 from rockbed.requests import Request
-from rockbed.server import lookups
-from rockbed.server.bag_gradients import Seen, joined
+from rockbed.server import device_lookups, lookups, tiers
+from rockbed.server.bag_gradients import BagGradients, FeatureGradients, Seen, joined
 from rockbed.server.bags import CleanBags, clean
+from rockbed.storage.gpu.devices import Device
 from rockbed.types import F32, AnyArray
 
 if TYPE_CHECKING:
@@ -22,20 +23,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A batch that was looked up, with what its push can use of that: for as long as nothing happened between, where
-    the rows are."""
+    """A batch that was looked up, with what its push can use of that, by feature: what is left of its share, and for as
+    long as nothing happened between, where the rows are in memory. Neither for those that were looked up on a device.
+    """
 
     batch: Sequence[Bags]
-    features: Sequence[CleanBags]
-    seen: Sequence[Seen]
+    features: Mapping[int, CleanBags]
+    seen: Mapping[int, Seen]
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that it keeps, once for arrays that the batch and what is left of it share."""
-        arrays: list[AnyArray | None] = [each.rows for each in self.seen]
+        arrays: list[AnyArray | None] = [each.rows for each in self.seen.values()]
         for bags in self.batch:
             arrays += (bags.keys, bags.offsets, bags.weights)
-        for left in self.features:
+        for left in self.features.values():
             arrays += (left.keys, left.offsets, left.weights, left.scale)
         whole: list[Any] = [each if each.base is None else each.base for each in arrays if each is not None]
         return sum({id(each): each.nbytes for each in whole}.values())
@@ -52,16 +54,44 @@ def lookup(engine: "Engine", batch: Sequence[Bags], pooled: F32, sequences: Sequ
         engine.must_be_writable("look up with train=True (absent keys would get rows); pass train=False")
     groups = [engine.group(each.group) for each in batch]
     places = _places(batch, groups, size, pooled, sequences)
-    features = [clean(each, group.config) for each, group in zip(batch, groups, strict=True)]
+    features: dict[int, CleanBags] = {}
     seen: dict[int, Seen] = {}
 
     def look_up(i: int) -> None:
         rows, left = lookups.pool(groups[i], features[i], *places[i], train=train)
         seen[i] = Seen(groups[i].table, left, rows)
 
-    with Uninterrupted():  # what other threads write to must not go away before they have ended
-        spread([(each.keys.size, partial(look_up, i)) for i, each in enumerate(features)])
-    return Plan(batch, features, [seen[i] for i in range(len(features))])
+    def look_up_rest() -> None:
+        above = [i for i, group in enumerate(groups) if group.tier is not None and i not in seen]
+        rest = [i for i in range(len(groups)) if i not in seen and i not in above]
+        for i in rest:
+            features[i] = clean(batch[i], groups[i].config)
+        with Uninterrupted():  # what other threads write to must not go away before they have ended
+            spread([(batch[i].keys.size, partial(look_up, i)) for i in rest])
+        if above and engine.device is not None:
+            parts = [(groups[i], batch[i]) for i in above]
+            found = device_lookups.pool(engine, engine.device, parts, size, train=train)
+            _copy(engine.device, found, parts, [places[i] for i in above])
+
+    tiers.where_rows_are(look_up_rest)
+    return Plan(batch, features, seen)
+
+
+def _copy(
+    device: Device,
+    found: device_lookups.Results,
+    parts: "Sequence[tuple[Group, Bags]]",
+    places: Sequence[tuple[F32, int]],
+) -> None:
+    """Copy the results of features from the device to where they are wanted."""
+    pooled, rest, column = device.launcher.to_host(found[0]), iter(found[1]), 0
+    for (group, bags), (array, at) in zip(parts, places, strict=True):
+        dim = group.config.dim
+        if bags.combiner is None:
+            array[:] = device.launcher.to_host(next(rest))
+        else:
+            array[:, at : at + dim] = pooled[:, column : column + dim]
+            column += dim
 
 
 def apply_gradients(
@@ -83,21 +113,30 @@ def apply_gradients(
     engine.check_open()
     groups = [engine.group(each.group) for each in own]
     places = _places(own, groups, size, pooled, sequences)
-    features = plan.features if plan else [clean(each, group.config) for each, group in zip(own, groups, strict=True)]
     by_group: dict[int, list[int]] = {}
     for i, each in enumerate(own):
         by_group.setdefault(each.group, []).append(i)
     shares = [
-        joined(
-            [features[i] for i in mine],
-            [places[i] for i in mine],
-            [plan.seen[i] for i in mine] if plan else [],
-            groups[mine[0]].config.dim,
-            steps.get(number),
-        )
+        _share(groups[mine[0]], [(i, own[i]) for i in mine], [places[i] for i in mine], plan, steps.get(number))
         for number, mine in by_group.items()
     ]
     return engine.apply_gradients(shares, request)
+
+
+def _share(
+    group: "Group",
+    features: Sequence[tuple[int, Bags]],
+    given: Sequence[tuple[F32, int]],
+    plan: Plan | None,
+    step: int | None,
+) -> BagGradients | FeatureGradients:
+    """A group's share of a push. features: those that it has, each with its place in the batch; given: see joined."""
+    if group.tier is not None:
+        return FeatureGradients(group.number, [each for _, each in features], given, group.config.dim, step)
+    known = plan.features if plan else {}
+    left = [known[i] if i in known else clean(each, group.config) for i, each in features]
+    seen = [plan.seen[i] for i, _ in features] if plan and all(i in plan.seen for i, _ in features) else []
+    return joined(left, given, seen, group.config.dim, step)
 
 
 def _places(

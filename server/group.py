@@ -16,6 +16,7 @@ from rockbed.server.counters import Counters
 from rockbed.server.host import Host
 from rockbed.server.recent import RecentMaximum
 from rockbed.server.rules import rules_of
+from rockbed.server.tier import Moved, Tier
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.hot import HotTable, NeedSpace
 from rockbed.storage.record import FLAG_FRESH, RECORD_VERSION, disk_order, encode_keys, headers_of, record_bytes
@@ -32,6 +33,13 @@ class Fetched:
     keys: I64
     found: I64
     records: U8
+
+    def part(self, at: I64) -> "Fetched":
+        """What was read of the keys at ascending positions."""
+        number = np.full(self.keys.size, -1)
+        number[at] = np.arange(at.size)
+        kept = number[self.found] >= 0
+        return Fetched(self.keys[at], number[self.found[kept]], self.records[kept])
 
 
 class Group:
@@ -54,6 +62,7 @@ class Group:
         self.lives_longer = False  # than when it was opened: RocksDB would drop its rows by the old TTL
         self._on_disk = on_disk
         self.dropped = False  # for ever: a group of the same number is another
+        self.tier: Tier | None = None  # its rows on a device, if it keeps any there: above those in `table`
 
     def _make_admission(self, config: GroupConfig) -> Admission | None:
         if config.admission is None:
@@ -83,6 +92,12 @@ class Group:
         """Raise UnknownGroup for a group that was dropped since the caller found it. With the lock held."""
         if self.dropped:
             raise UnknownGroup(f"group {self.number} was dropped: open a PyEmbedding on it to begin it anew")
+
+    def must_be_in_memory(self) -> None:
+        """`must_exist`, and raise Moved for a group whose rows are looked up on a device by now. With the lock held."""
+        self.must_exist()
+        if self.tier is not None:
+            raise Moved
 
     # --- time ---
 
@@ -218,7 +233,8 @@ class Group:
     # --- what lookups and pushes share ---
 
     @property
-    def _padding_bits(self) -> int | None:
+    def padding_bits(self) -> int | None:
+        """The padding key as the bits of an int64."""
         padding = self.config.padding_key
         return padding if padding is None or padding < 2**63 else padding - 2**64
 
@@ -240,7 +256,7 @@ class Group:
         return True
 
     def not_padding(self, keys: I64, positions: I64) -> I64:
-        padding = self._padding_bits
+        padding = self.padding_bits
         if padding is None:
             return positions
         kept: I64 = positions[keys[positions] != padding]
@@ -248,7 +264,7 @@ class Group:
 
     def hide_padding(self, keys: I64, rows: I64) -> int:
         # a key may have a row from the time before it became the padding key. Returns how many positions were hidden
-        padding = self._padding_bits
+        padding = self.padding_bits
         if padding is None:
             return 0
         hidden = (keys == padding) & (rows >= 0)
@@ -266,6 +282,7 @@ class Group:
         table = self.table
         dirty = table.dirty_count()  # looks at every row in memory: calls need not wait for that
         with self.lock:
+            device_rows, device_dirty = (0, 0) if self.tier is None else self.tier.statistics()
             return {
                 "dim": self.config.dim,
                 "optimizer": self.config.optimizer["name"],
@@ -274,6 +291,9 @@ class Group:
                 "memory_rows": table.count,
                 "memory_bytes": table.memory_bytes(),
                 "dirty_rows": dirty,
+                "device": self.tier is not None,
+                "device_rows": device_rows,
+                "device_dirty_rows": device_dirty,
                 "evictions": table.evictions,
                 "admission_bytes": self.admission.memory_bytes() if self.admission else 0,
             }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rockbed.config import GROUPS, NAMED_GROUPS, GroupConfig
 from rockbed.errors import GroupConflict
+from rockbed.server import tiers
 from rockbed.server.fitting import called, differences, must_fit
 from rockbed.server.group import Group
 from rockbed.server.rules import rules_of
@@ -36,13 +37,15 @@ def open_group(
     engine.check_open()
     if engine.dropped and (by_name or config.group in engine.dropped):
         engine.flush()  # see `dropping`: rows of the new group must not reach rows/ before
-    with engine.groups_lock:
+    with tiers.changing(engine), engine.groups_lock:
         config = replace(config, group=_number_for(engine, config)) if by_name else config
         group = engine.groups.get(config.group)
         if group is None:
             _must_be_free(engine, config)
             may(None, config)
-            return _create(engine, config)
+            group = _create(engine, config)
+            tiers.attach(engine, group)
+            return group
         config = _keeping_its_name(group, config)
         may(group.config, config)
         must_fit(group.config, config)
@@ -55,6 +58,7 @@ def open_group(
                 )
             _change(engine, group, config)
         engine.opened_here.add(config.group)
+        tiers.attach(engine, group)
         return group
 
 
@@ -64,7 +68,7 @@ def alter_group(engine: "Engine", config: GroupConfig) -> Group:
     Raises UnknownGroup; DimMismatch and GroupConflict where others differ.
     """
     engine.check_open()
-    with engine.groups_lock:
+    with tiers.changing(engine), engine.groups_lock:
         group = engine.group(config.group)
         config = _keeping_its_name(group, config)
         must_fit(group.config, config)
@@ -113,10 +117,15 @@ def _keeping_its_name(group: Group, config: GroupConfig) -> GroupConfig:
 def _change(engine: "Engine", group: Group, config: GroupConfig) -> None:
     engine.must_be_writable("change the settings of a group")
     group.rehearse(config)
-    with group.lock:
-        lsn = engine.journal.append(Kind.GROUP, engine.now_ms(), group_parts(config.to_bytes()))
-        with engine.must_succeed(lsn):
-            group.change(config)
+    tiers.detach(engine, group)  # what a device does with rows follows from the settings
+    try:
+        with group.lock:
+            lsn = engine.journal.append(Kind.GROUP, engine.now_ms(), group_parts(config.to_bytes()))
+            with engine.must_succeed(lsn):
+                group.change(config)
+    finally:
+        if group.number in engine.opened_here:
+            tiers.attach(engine, group)
     if group.lives_longer:
         engine.hold_compaction(True)
 

@@ -6,9 +6,10 @@ import numpy as np
 
 from rockbed.reports import RowReport, RowStatus
 from rockbed.server.group import Group
+from rockbed.server.tier import Tier
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.record import HEADER_BYTES, headers_of
-from rockbed.types import I64
+from rockbed.types import F32, I64
 
 if TYPE_CHECKING:
     from rockbed.server.engine import Engine
@@ -69,11 +70,23 @@ def _read(group: Group, keys: I64) -> RowReport:
     data[read] = np.ascontiguousarray(fetched.records[:, HEADER_BYTES:]).view(np.float32)[record]
     report.update_time_ms[read], report.update_num[read] = heads["update_time"][record], heads["update_num"][record]
     report.status[held] = report.status[read] = RowStatus.PRESENT
+    if group.tier is not None:
+        _read_device(group.tier, report, data)
     padding = np.ones(keys.size, np.bool_)
     padding[group.not_padding(keys, np.arange(keys.size))] = False
     report.status[padding] = RowStatus.PADDING
     report.weights[:], report.slots[:] = data[:, : config.dim], data[:, config.dim :]
     return report
+
+
+def _read_device(tier: Tier, report: RowReport, data: F32) -> None:
+    # what is there is newest, and dirty where it differs from what was found below
+    above, records = tier.find(report.keys)
+    heads = headers_of(records)
+    data[above] = np.ascontiguousarray(records[:, HEADER_BYTES:]).view(np.float32)
+    report.dirty[above] |= report.update_num[above] != heads["update_num"]
+    report.update_time_ms[above], report.update_num[above] = heads["update_time"], heads["update_num"]
+    report.in_memory[above], report.status[above] = True, RowStatus.PRESENT
 
 
 def _explain_admission(group: Group, report: RowReport, at: I64) -> None:

@@ -42,6 +42,7 @@ def prefetch(group: Group, keys: I64) -> tuple[int, int]:
     now_ms = group.host.now_ms()
     distinct = np.unique(keys)
     with group.lock:
+        group.must_be_in_memory()
         rows, missing = group.table.find(distinct)
         missing += group.hide_padding(distinct, rows)
         missing += group.expire(distinct, rows, now_ms, restart=False)
@@ -58,7 +59,7 @@ def prefetch(group: Group, keys: I64) -> tuple[int, int]:
 
 def _find(group: Group, keys: I64, now_ms: int, *, train: bool) -> tuple[I64, int]:
     """The row of each key, int64[n], and how many have none in memory (-1): what can get one at once has got it."""
-    group.must_exist()
+    group.must_be_in_memory()
     rows, missing = group.table.find(keys)
     missing += group.hide_padding(keys, rows)
     missing += group.expire(keys, rows, now_ms, restart=train)
@@ -90,7 +91,7 @@ def pool(group: Group, bags: CleanBags, out: F32, column: int, *, train: bool) -
     weights = _look_up_absent(group, distinct, counts, now_ms, left, train=train)
     while True:
         with group.lock:
-            group.must_exist()
+            group.must_be_in_memory()
             left = group.table.left
             rows, _ = group.table.find(bags.keys)
             group.hide_padding(bags.keys, rows)
@@ -164,10 +165,10 @@ def _look_up_piece(group: Group, keys: I64, counts: I64, out: F32, now_ms: int, 
     for attempt in range(SPACE_TRIES + 1):
         try:
             with group.lock:
-                group.must_exist()
+                group.must_be_in_memory()
                 fetched = group.refetched(fetched, left)
                 if create is None:
-                    create = _admit(group, fetched, counts, now_ms) if train else np.zeros(keys.size, np.bool_)
+                    create = admitted(group, fetched, counts, now_ms) if train else np.zeros(keys.size, np.bool_)
                 rows, _ = group.place(fetched, create, now_ms)
                 if train and group.config.refresh == "lookup":
                     k.touch_time(group.table.header, group.table.flags, rows, now_ms)
@@ -193,8 +194,8 @@ def _look_up_piece(group: Group, keys: I64, counts: I64, out: F32, now_ms: int, 
     return nothing.size
 
 
-def _admit(group: Group, fetched: Fetched, counts: I64, now_ms: int) -> Bool:
-    """Which keys may get a row; counts the occurrences of those that have none."""
+def admitted(group: Group, fetched: Fetched, counts: I64, now_ms: int) -> Bool:
+    """Which of the keys, distinct, may get a row; counts the occurrences of those that have none. Needs the lock."""
     create = np.ones(fetched.keys.size, np.bool_)
     if group.admission is None:
         return create

@@ -12,7 +12,7 @@ import numpy as np
 from rockbed.errors import DimMismatch, GradientNotFinite, InvalidConfig
 from rockbed.parallel import in_parts
 from rockbed.requests import STEP_MAX, Gradients
-from rockbed.server.bag_gradients import BagGradients, BagSums, Seen
+from rockbed.server.bag_gradients import BagGradients, BagSums, FeatureGradients, Seen
 from rockbed.server.group import Fetched, Group
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import BagSection, Section
@@ -23,10 +23,10 @@ _NONE: I64 = np.empty(0, np.int64)
 _BLOCK_BYTES = 1 << 19  # of gradients that are summed and used before they leave the cache
 
 Share = Gradients | BagGradients
-"""A group's share of a push: gradients by key, or of bags of keys."""
+"""A group's share of a push: gradients by key, or of bags of keys. Those of a device: device_pushes."""
 
 
-def validated(group: Group, given: Share) -> int:
+def validated(group: Group, given: Share | FeatureGradients) -> int:
     """The global step to apply a share with, or -1 where rows count their own.
 
     Raises DimMismatch, InvalidConfig (step), GradientNotFinite; the gradients of bags are looked at in `prepare`.
@@ -39,9 +39,9 @@ def validated(group: Group, given: Share) -> int:
                 f"{given.keys.size} keys: send float32[{given.keys.size}, {dim}] (dim is fixed when a group is created)"
             )
         must_be_finite(group, given.keys, given.grads)
-    elif given.grads.dim != dim:  # the gradients were laid out for a group that was dropped since
+    elif given.dim != dim:  # the gradients were laid out for a group that was dropped since
         raise DimMismatch(
-            f"group {group.number} stores rows of dim {dim}, the gradients are of dim {given.grads.dim}: the group was "
+            f"group {group.number} stores rows of dim {dim}, the gradients are of dim {given.dim}: the group was "
             "dropped and made anew meanwhile; open it again"
         )
     return _step(group, given.step)
@@ -138,6 +138,11 @@ class Prepared:
                 setattr(group.counters, name, count)
 
 
+def counted(group: Group) -> dict[str, int]:
+    """The counters that a push changes before it is sure to be applied, as they are."""
+    return {name: getattr(group.counters, name) for name in _COUNTERS}
+
+
 def read_ahead(group: Group, keys: I64, seen: Seen | None = None) -> tuple[Fetched, int]:
     """Read from disk, before the locks are taken, what a push needs. Returns it with `table.left` of before."""
     absent: I64 = np.empty(0, np.int64)
@@ -170,11 +175,13 @@ def prepare(group: Group, given: Share, step: int, ahead: Fetched, left: int, no
     Raises NeedSpace, GradientNotFinite; then nothing is pinned or created.
     """
     config, counters = group.config, group.counters
+    if group.tier is not None:  # since the caller looked
+        group.tier.empty()
     keys = given.keys
     rows, missing = _find(group, given)
     pinned = rows.copy()  # of `rows`, those that turn out expired or padding become -1
     created: I64 = np.empty(0, np.int64)
-    counted = {name: getattr(counters, name) for name in _COUNTERS}
+    before = counted(group)
     try:
         missing += group.hide_padding(keys, rows)
         missing += group.expire(keys, rows, now_ms, restart=config.absent == "init")
@@ -184,11 +191,11 @@ def prepare(group: Group, given: Share, step: int, ahead: Fetched, left: int, no
         prepared = (
             _combine_bags(group, given, rows) if isinstance(given, BagGradients) else _combine(group, given, rows)
         )
-        prepared.pinned, prepared.created, prepared.counted = pinned[pinned >= 0], created, counted
+        prepared.pinned, prepared.created, prepared.counted = pinned[pinned >= 0], created, before
         prepared.step = step
     except BaseException:
         pinned = np.concatenate([pinned[pinned >= 0], created])
-        Prepared(group, rows, keys, np.empty((0, 0), np.float32), pinned, created, counted=counted).release(undo=True)
+        Prepared(group, rows, keys, np.empty((0, 0), np.float32), pinned, created, counted=before).release(undo=True)
         raise
     counters.push_keys += keys.size
     return prepared

@@ -84,6 +84,8 @@ def _put(engine: "Engine", group: Group, sent: Put, *, keep: bool) -> int:
     now_ms = engine.now_ms()
     with Uninterrupted(), group.lock:
         group.must_exist()
+        if group.tier is not None:  # they are stored in memory
+            group.tier.settle(sent.keys)
         wanted = sent.update_time > group.oldest_ms(now_ms)
         if keep:
             wanted &= ~_exist(group, sent.keys, now_ms)

@@ -20,6 +20,8 @@ def drop(engine: "Engine", group: Group, keys: I64) -> None:
     """
     rows, _ = group.table.find(keys, 0)
     group.table.remove(rows[rows >= 0])
+    if group.tier is not None:
+        group.tier.remove(keys)
     group.table.left += 1  # also where all were on disk only: who has read them there must not bring them back
     engine.files.delete(encode_keys(group.number, keys))
     group.counters.rows -= keys.size

@@ -72,12 +72,17 @@ def _is_dirty(group: Group, keys: I64) -> "np.ndarray[tuple[int], np.dtype[np.bo
 
 def current(group: Group, keys: I64) -> Rows:
     """The rows of those keys that have one, as they are now. keys: int64[n], distinct. With the lock held."""
+    found: list[Rows] = []
+    if group.tier is not None:
+        at, records = group.tier.find(keys)
+        found.append(_from_records(records))
+        keys = np.delete(keys, at)
     rows, _ = group.table.find(keys, 0)
     fetched = group.fetch(keys[rows < 0])
-    memory, disk = _from_memory(group, rows[rows >= 0]), _from_records(fetched.records)
+    found += [_from_memory(group, rows[rows >= 0]), _from_records(fetched.records)]
     return Rows(
-        np.concatenate([memory.keys, disk.keys]),
-        np.concatenate([memory.update_time, disk.update_time]),
-        np.concatenate([memory.update_num, disk.update_num]),
-        np.concatenate([memory.data, disk.data]),
+        np.concatenate([each.keys for each in found]),
+        np.concatenate([each.update_time for each in found]),
+        np.concatenate([each.update_num for each in found]),
+        np.concatenate([each.data for each in found]),
     )

@@ -37,9 +37,29 @@ def make_space(engine: "Engine", need: NeedSpace) -> None:
         group = next((g for g in list(engine.groups.values()) if g.table is need.table), None)
         if group is None:
             return  # dropped meanwhile, as the caller will find
-        dirty = not engine.config.read_only and engine.write_back.write(group) > 0
+        dirty = not engine.config.read_only and write_group(engine, group) > 0
         if not dirty:
             _take_memory(engine, group, need.rows)
+
+
+def write_group(engine: "Engine", group: Group) -> int:
+    """Write to rows/ what is newer in memory, and before that on the device. Returns how many rows. No lock of a group
+    may be held."""
+    written = 0
+    with engine.write_back.mutex:
+        while group.tier is not None and not _handed_down(group):
+            written += engine.write_back.write(group)
+        return written + engine.write_back.write(group)
+
+
+def _handed_down(group: Group) -> bool:
+    with group.lock:
+        try:
+            if group.tier is not None:
+                group.tier.hand_down()
+        except NeedSpace:  # for what is left; each time some rows at least have got to memory
+            return False
+    return True
 
 
 def _take_memory(engine: "Engine", group: Group, rows: int) -> None:

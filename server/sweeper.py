@@ -110,6 +110,11 @@ def _drop_expired(engine: "Engine", group: Group, keys: I64) -> int:
         # a push that would be replayed after a crash has to find the row that it was applied to
         settled[held] = (flags & k.FRESH != 0) | (header[:, 3] <= engine.flushed_lsn)
         settled[read] = (heads["flags"] & FLAG_FRESH != 0) | (heads["lsn"] <= engine.flushed_lsn)
+        if group.tier is not None:  # what is there is newest
+            above, records = group.tier.find(keys)
+            heads = headers_of(records)
+            times[above] = heads["update_time"]
+            settled[above] = (heads["flags"] & FLAG_FRESH != 0) | (heads["lsn"] <= engine.flushed_lsn)
         old = keys[settled & (times <= group.oldest_ms(engine.now_ms()))]
         drop(engine, group, old)
         engine.removals.add(group.number, old, "expired", engine.now_ms())

@@ -103,6 +103,11 @@ class CupyLauncher:
     def address(self, array: DeviceArray) -> int:
         return int(array.data.ptr)
 
+    def compile(self, module: Module) -> None:
+        with self._cp.cuda.Device(self.device):
+            for kernel in module.kernels():
+                self._function(module, kernel)
+
     def launch(self, module: Module, kernel: str, threads: int, *arguments: Any) -> None:
         given = tuple(_NULL if value is None else value for value in module.arguments(kernel, arguments))
         if threads == 0:

@@ -146,23 +146,24 @@ class FusedBatch:
         self.launcher.launch(POOL, "pool", threads, features.table, len(self.features), counts)
         return self._absent(self.launcher.to_host(counts))
 
-    def absent_keys(self, feature: int, found: Absent) -> I64:
-        """The distinct keys of a feature that have no row, ascending: int64[n] on the host, its default key included.
+    def absent_keys(self, feature: int, found: Absent) -> tuple[I64, I64]:
+        """The distinct keys of a feature that have no row, ascending, its default key included, and how often each is
+        used: int64[n] both, on the host.
 
         found: what `pool` or `gradients` said of it. Waits for the device.
         """
         bags = self.features[feature]
-        defaults = np.array([bags.default_key] if found.defaults else [], np.int64)
-        if not found.keys:
-            return defaults
-        n = bags.keys.size
-        marks, keys = self.launcher.empty(n, np.int32), self.launcher.empty(found.keys, np.int64)
-        table = self._described(None, (), k.TOUCHED).table
-        self.launcher.launch(POOL, "mark_absent", n, table, feature, marks)
-        rank = self.launcher.running_sum(marks)
-        self.launcher.launch(TABLE, "collect_keys", n, bags.keys, marks, rank, n, keys)
-        absent: I64 = np.unique(np.concatenate([self.launcher.to_host(keys), defaults]))
-        return absent
+        absent: I64 = np.full(found.defaults, bags.default_key or 0, np.int64)
+        if found.keys:
+            n = bags.keys.size
+            marks, keys = self.launcher.empty(n, np.int32), self.launcher.empty(found.keys, np.int64)
+            table = self._described(None, (), k.TOUCHED).table
+            self.launcher.launch(POOL, "mark_absent", n, table, feature, marks)
+            rank = self.launcher.running_sum(marks)
+            self.launcher.launch(TABLE, "collect_keys", n, bags.keys, marks, rank, n, keys)
+            absent = np.concatenate([self.launcher.to_host(keys), absent])
+        distinct, counts = np.unique(absent, return_counts=True)
+        return distinct, counts
 
     def gradients(
         self, pooled: DeviceArray, sequences: Sequence[DeviceArray]

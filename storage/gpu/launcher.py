@@ -29,6 +29,9 @@ class Launcher(Protocol):
     def address(self, array: DeviceArray) -> int:
         """Where the array begins, for tables of pointers that kernels read."""
 
+    def compile(self, module: Module) -> None:
+        """Have the module's kernels ready."""
+
     def launch(self, module: Module, kernel: str, threads: int, *arguments: Any) -> None:
         """Queue a kernel with at least so many threads, in blocks of sources.BLOCK_THREADS; none for 0.
 

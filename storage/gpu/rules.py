@@ -53,6 +53,11 @@ class UpdateRule(Protocol):
         """float32[state_width(dim)]"""
 
 
+def has_device_form(name: str) -> bool:
+    """Whether the rule of that name can update rows on the device."""
+    return name in _STRUCTS
+
+
 def update_kernel(rule: UpdateRule, dim: int) -> tuple[Module, F64]:
     """What to compile for the rule at this dim (its kernel is named "update"), and the rule's parameters for it.
 

@@ -18,8 +18,8 @@ from rockbed.storage.gpu.sources import TABLE, Module
 from rockbed.storage.record import HEADER_BYTES, RECORD_VERSION, record_bytes
 from rockbed.types import I64, U8, AnyArray
 
-_MIN_ROWS = 64
-_CHUNK_ROWS = 65_536  # rows copied out at a time: the host's buffer for them stays small
+MIN_ROWS = 64
+CHUNK_ROWS = 65_536  # rows copied out at a time: the host's buffer for them stays small
 _NEVER = 2**63 - 1
 _HEADER_WORDS = HEADER_BYTES // 4
 _KINDS = {"constant": 0, "uniform": 1, "normal": 2}
@@ -50,7 +50,8 @@ class DeviceTable:
 
     rule, limits: how rows are updated, limits as `rules.limits_of` gives them; `configure` changes both. recipe, seed:
     how they start. write_back: called with the records of dirty rows that have to leave (storage/record.py's, uint8[n,
-    record_bytes(width)]); when it returns they are somebody else's. When it raises, they stay.
+    record_bytes(width)]); when it returns they are somebody else's. When it raises, they stay. It gets
+    `chunk_rows` at a time, at the most.
     """
 
     def __init__(
@@ -72,12 +73,13 @@ class DeviceTable:
         self.width = dim + rule.state_width(dim)
         self.stride = _stride(self.width)
         self.capacity = min(budget_bytes // row_bytes(self.width), 2**31 - 2)
-        if self.capacity < _MIN_ROWS:
+        if self.capacity < MIN_ROWS:
             raise InvalidConfig(
                 f"group {group}: {budget_bytes} bytes of device memory hold {self.capacity} rows of {self.width} "
-                f"floats, {_MIN_ROWS} are the least: give it {_MIN_ROWS * row_bytes(self.width)} bytes"
+                f"floats, {MIN_ROWS} are the least: give it {MIN_ROWS * row_bytes(self.width)} bytes"
             )
         self._write_back = write_back
+        self.chunk_rows = CHUNK_ROWS
         self.index_size = 2 * self.capacity
         self.index: DeviceArray = launcher.empty((self.index_size + 2, 2), np.int64)
         self.header: DeviceArray = launcher.empty((self.capacity, 4), np.int64)
@@ -104,6 +106,7 @@ class DeviceTable:
         self._update, hyper = update_kernel(rule, self.dim)
         self._hyper: DeviceArray = self.launcher.to_device(hyper)
         self._limits: DeviceArray = self.launcher.to_device(limits.view(np.uint8))
+        self.launcher.compile(self._update)  # now: an update comes after the journal, when nothing may fail
 
     @property
     def lanes(self) -> int:
@@ -273,16 +276,19 @@ class DeviceTable:
         """
         mask = k.USED | k.DIRTY if rows_max is None else k.USED | k.DIRTY | k.PINNED
         rows = self._chosen(mask, k.USED | k.DIRTY, _NEVER, self.capacity if rows_max is None else rows_max)
-        for start in range(0, rows.size, _CHUNK_ROWS):
-            part = rows[start : start + _CHUNK_ROWS]
-            self._write_back(self.records(part))
-            self._run("change_flags", part.size, self.flags, part, part.size, k.DIRTY, 0)
+        self._hand_down(rows)
         return int(rows.size)
 
+    def dirty_count(self) -> int:
+        """How many rows `write_back` would hand down. Waits for the device."""
+        return int(self._chosen(k.USED | k.DIRTY, k.USED | k.DIRTY, _NEVER, self.capacity).size)
+
     def expire(self, oldest_ms: int) -> int:
-        """Forget the rows last written at `oldest_ms` or before, dirty or not. Returns how many. Waits."""
+        """Let go of the rows last written at `oldest_ms` or before, through write_back. Returns how many. Waits."""
         rows = self._chosen(k.USED, k.USED, oldest_ms, self.capacity)
-        self._remove(rows)
+        if rows.size:
+            self._hand_down(self._chosen(k.USED | k.DIRTY, k.USED | k.DIRTY, oldest_ms, self.capacity))
+            self._remove(rows)
         return int(rows.size)
 
     def remove(self, keys: I64) -> int:
@@ -315,6 +321,12 @@ class DeviceTable:
         step = max(1, self.capacity // 4)
         return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
+    def _hand_down(self, rows: DeviceArray) -> None:
+        for start in range(0, rows.size, self.chunk_rows):
+            part = rows[start : start + self.chunk_rows]
+            self._write_back(self.records(part))
+            self._run("change_flags", part.size, self.flags, part, part.size, k.DIRTY, 0)
+
     def _enter(self, keys: DeviceArray, rows: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
         """Fill `rows`, int32[n], and pin them; those that are new are marked used, no more. Waits for the device.
 
@@ -327,16 +339,16 @@ class DeviceTable:
         won = self.launcher.empty(n, np.int32)
         self._run("claim_entries", n, self.index, self.index_size, keys, n, self.flags, at)
         self._run("find_winners", n, self.index, at, n, won)
-        rank = self.launcher.running_sum(won)
-        taken = int(self.launcher.to_host(rank[n - 1 :])[0])
-        try:
+        try:  # whatever fails, for want of memory say: no entry may stay that leads to no row
+            rank = self.launcher.running_sum(won)
+            taken = int(self.launcher.to_host(rank[n - 1 :])[0])
             self.ensure_room(taken)
+            positions, fresh = self.launcher.empty(taken, np.int64), self.launcher.empty(taken, np.int32)
         except BaseException:
             self._run("disclaim", n, self.index, self.index_size, at, n, won)
-            self._gone += taken
+            self._gone += n
             self.unpin()
             raise
-        positions, fresh = self.launcher.empty(taken, np.int64), self.launcher.empty(taken, np.int32)
         self._run(
             *("settle", n, self.index, keys, at, n, won, rank, self._free, self.free_count, self.header, self.flags),
             *(positions, fresh),

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import weakref
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ SHIM = Path(__file__).with_name("shim.cuh")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-ffp-contract=off", "-fno-strict-aliasing")
 _GUARD = 64  # bytes before and after each array that no kernel may touch
 _PATTERN = 0xA5
+_running = threading.Lock()  # the fibers of a library are its only ones
 _ERRORS = {1: "its threads wait for lanes that never come", 2: "16 bytes at an address that is no multiple of 16"}
 
 
@@ -91,6 +93,9 @@ class HostLauncher:
     def address(self, array: AnyArray) -> int:
         return array.ctypes.data
 
+    def compile(self, module: Module) -> None:
+        library(module)
+
     def launch(self, module: Module, kernel: str, threads: int, *arguments: Any) -> None:
         blocks = -(-threads // BLOCK_THREADS)
         given = [self._by_address(value) for value in module.arguments(kernel, arguments)]
@@ -100,7 +105,8 @@ class HostLauncher:
         self.seed += 1
         run = getattr(library(module), f"launch_{kernel}")
         pointers = (ctypes.c_void_p * len(given))(*[value.ctypes.data for value in given])
-        failed = run(pointers, ctypes.c_int64(blocks), ctypes.c_uint64(self.seed))
+        with _running:
+            failed = run(pointers, ctypes.c_int64(blocks), ctypes.c_uint64(self.seed))
         assert not failed, f"{kernel}: {_ERRORS[failed]}"
         for memory, begin, end in list(self._guarded.values()):
             raw = memory()

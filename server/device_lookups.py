@@ -1,0 +1,176 @@
+"""Lookups of groups that keep rows on a device."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rockbed.bags import Bags
+from rockbed.errors import BatchTooLarge
+from rockbed.server.device_calls import DeviceCall, Wanted
+from rockbed.server.fitting import must_take
+from rockbed.server.group import SPACE_TRIES, Fetched, Group
+from rockbed.server.lookups import admitted
+from rockbed.server.tier import Moved
+from rockbed.storage.gpu.devices import Device
+from rockbed.storage.gpu.fused import Absent
+from rockbed.storage.gpu.launcher import DeviceArray
+from rockbed.storage.hot import NeedSpace
+from rockbed.types import F32, I64, Bool
+
+if TYPE_CHECKING:
+    from rockbed.server.engine import Engine
+
+Results = tuple[DeviceArray, list[DeviceArray]]
+"""On the device: float32[samples, dims of the features with a combiner], and float32[nnz, dim] for each other one."""
+
+
+def whole(group: Group, keys: I64) -> Bags:
+    """Keys as a feature whose every key gives its row. keys: int64[n]."""
+    return Bags("keys", group.number, keys, np.array([0, keys.size]), combiner=None, negative=True)
+
+
+def lookup(engine: "Engine", device: Device, group: Group, keys: I64, out: F32, *, train: bool) -> None:
+    """As lookups.lookup. Raises Moved where the group's rows are in memory by now."""
+    must_take(group.config, keys.size, out)
+    for piece in _pieces(group, keys.size):
+        call = _Lookup(engine, device, [(group, whole(group, keys[piece]))], 0, train=train)
+        call.run()
+        out[piece] = device.launcher.to_host(call.sequences[0])
+
+
+def prefetch(engine: "Engine", device: Device, group: Group, keys: I64) -> tuple[int, int]:
+    """As lookups.prefetch, up to the device. Raises Moved."""
+    distinct = np.unique(keys)
+    sought = distinct[group.not_padding(distinct, np.arange(distinct.size))]
+    nowhere = distinct.size - sought.size  # the padding key
+    for piece in _pieces(group, sought.size):
+        call = _Lookup(engine, device, [(group, whole(group, sought[piece]))], 0, train=False, counted=False)
+        nowhere += call.run()[0].keys
+    return distinct.size - nowhere, nowhere
+
+
+def pool(engine: "Engine", device: Device, parts: Sequence[tuple[Group, Bags]], size: int, *, train: bool) -> Results:
+    """The results of features of `size` samples.
+
+    Raises Moved, DeviceOutOfMemory (a group has no room there for so many rows at once), BatchTooLarge.
+    """
+    call = _Lookup(engine, device, parts, size, train=train)
+    call.run()
+    return call.pooled, call.sequences
+
+
+def _pieces(group: Group, n: int) -> Iterator[slice]:
+    # so many rows are sure to have room together
+    with group.lock:
+        if group.tier is None:
+            raise Moved
+        step = group.tier.capacity
+    return (slice(start, start + step) for start in range(0, n, step))
+
+
+class _Unread(Exception):
+    """Internal: keys that nobody has looked for on the disk yet."""
+
+    def __init__(self, keys: dict[Group, I64]) -> None:
+        super().__init__()
+        self.keys = keys
+
+
+class _Lookup:
+    def __init__(
+        self,
+        engine: "Engine",
+        device: Device,
+        parts: Sequence[tuple[Group, Bags]],
+        size: int,
+        *,
+        train: bool,
+        counted: bool = True,
+    ) -> None:
+        """counted: in the groups' counters."""
+        self._engine, self._parts, self._train, self._counted = engine, parts, train, counted
+        self._first = counted
+        self._now_ms = engine.now_ms()
+        self._call = DeviceCall(device, parts, [_absent_value(group, train=train) for group, _ in parts])
+        width = sum(group.config.dim for group, bags in parts if bags.combiner is not None)
+        with device.lock:
+            self.pooled = device.launcher.empty((size, width), np.float32)
+            self.sequences = [
+                device.launcher.empty((bags.keys.size, group.config.dim), np.float32)
+                for group, bags in parts
+                if bags.combiner is None
+            ]
+
+    def run(self) -> list[Absent]:
+        """Fill `pooled` and `sequences`. Returns what has no row, by feature."""
+        # whenever memory is full, the rows of one piece at least have got through it
+        tries = SPACE_TRIES + sum(bags.keys.size // 32 for _, bags in self._parts)
+        while True:
+            try:
+                with self._call.locked():
+                    return self._fill()
+            except _Unread as unread:
+                for group, keys in unread.keys.items():
+                    self._call.read(group, keys)
+            except NeedSpace as need:
+                tries -= 1
+                if not tries:
+                    raise BatchTooLarge(
+                        f"{need.rows} rows more do not fit into the memory budget, through which rows get to the device"
+                    ) from None
+                self._engine.make_space(need)
+
+    def _fill(self) -> list[Absent]:
+        call, results = self._call, (self.pooled, self.sequences)
+        call.expire(self._now_ms)
+        batch = call.batch()
+        absent = batch.pool(*results)
+        self._count(absent)
+        wanted = call.wanted(batch, absent)
+        if wanted:
+            self._must_be_read(wanted)
+            try:
+                # pinned: what is there must not make room for what comes
+                wanted = call.wanted(batch, batch.pool(*results, pin=True))
+                while wanted:
+                    self._must_be_read(wanted)
+                    call.bring(wanted, self._create, self._now_ms)
+                    absent = batch.pool(*results, pin=True)
+                    wanted = call.wanted(batch, absent)
+            finally:
+                batch.unpin()
+        self._count_absent(absent)
+        return absent
+
+    def _must_be_read(self, wanted: Wanted) -> None:
+        unread = self._call.unread(wanted)
+        if unread:  # the locks are let go of for that
+            raise _Unread(unread)
+
+    def _create(self, group: Group, fetched: Fetched, counts: I64) -> Bool:
+        if self._train:
+            return admitted(group, fetched, counts, self._now_ms)
+        return np.zeros(counts.size, np.bool_)
+
+    def _count(self, absent: Sequence[Absent]) -> None:
+        if self._first:
+            for (group, bags), each in zip(self._parts, absent, strict=True):
+                group.counters.lookup_keys += bags.keys.size
+                group.counters.memory_hits += bags.keys.size - each.keys
+        self._first = False
+
+    def _count_absent(self, absent: Sequence[Absent]) -> None:
+        if self._counted:
+            for (group, _), each in zip(self._parts, absent, strict=True):
+                if self._train:
+                    group.counters.not_admitted += each.keys + each.defaults
+                else:
+                    group.counters.misses += each.keys + each.defaults
+
+
+def _absent_value(group: Group, *, train: bool) -> float:
+    value = group.config.unadmitted_value if train else group.config.miss_value
+    if isinstance(value, str):
+        raise Moved  # it was altered: such groups stay in memory
+    return value

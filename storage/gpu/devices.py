@@ -1,0 +1,31 @@
+"""Devices that rows can be kept on, by name. CuPy is imported when one is opened."""
+
+import threading
+
+from rockbed.errors import DeviceUnavailable, MissingPackage
+from rockbed.storage.gpu.launcher import Launcher
+
+
+class Device:
+    """A device and the bytes that the rows of all groups together may take of it.
+
+    lock: held by whoever queues work there, so that what belongs together is queued together; taken after the locks of
+    groups.
+    """
+
+    def __init__(self, name: str, budget_bytes: int) -> None:
+        """name: "cuda" or "cuda:N". Raises DeviceUnavailable."""
+        self.name = name
+        self.budget_bytes = budget_bytes
+        self.launcher = open_launcher(name)
+        self.lock = threading.RLock()
+
+
+def open_launcher(name: str) -> Launcher:
+    """The launcher of "cuda" or "cuda:N". Raises DeviceUnavailable, also where CuPy is not installed."""
+    from rockbed.storage.gpu.cupy_launcher import CupyLauncher
+
+    try:
+        return CupyLauncher(int(name.partition(":")[2] or 0))
+    except MissingPackage as error:
+        raise DeviceUnavailable(f"device={name!r}: {error}. Rows stay on the CPU with device=None") from error

@@ -12,13 +12,25 @@ the last column is the whole call, from Python and back.
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rockbed import (
+    Feature,
+    FusedEmbedding,
+    FusedOutput,
+    PyEmbedding,
+    PyInitializer,
+    PyOptimizer,
+    PyStorage,
+    Ragged,
+)
 from rockbed.config import GroupConfig
 from rockbed.errors import DeviceUnavailable, MissingPackage
 from rockbed.optimizers import make_initializer, make_optimizer
@@ -26,7 +38,7 @@ from rockbed.storage.gpu.fused import DeviceBags, FusedBatch
 from rockbed.storage.gpu.launcher import DeviceArray, Launcher
 from rockbed.storage.gpu.rules import limits_of
 from rockbed.storage.gpu.table import DeviceTable, row_bytes
-from rockbed.types import I64, U8
+from rockbed.types import F32, I64, U8
 
 COPY_BYTES = 4 << 30
 SPREAD = 0x9E3779B97F4A7C15  # an odd number: row numbers times it are keys all over the 64 bits
@@ -117,6 +129,49 @@ def prepare(launcher: Launcher, sizes: Sizes, dim: int, optimizer: str = "rowwis
     return Case(sizes, dim, tables, numbers, batch, launcher.empty(shape, np.float32), grads)
 
 
+@dataclass
+class Store:
+    """The same work through an open store, whose batches and results are numpy arrays."""
+
+    storage: PyStorage
+    fused: FusedEmbedding
+    batch: dict[str, Ragged]
+    grads: F32
+
+    @classmethod
+    def open(cls, folder: Path, sizes: Sizes, dim: int) -> "Store":
+        """A new store in a folder, with a device that has room for all rows."""
+        optimizer = PyOptimizer(name="rowwise_adagrad", gamma=0.01)
+        memory = sizes.features * (sizes.rows + 64) * row_bytes(dim + 1)
+        storage = PyStorage(folder, device="cuda:0", device_memory=memory, memory_budget=max(1 << 20, memory))
+        initializer, rng = PyInitializer(name="random_normal", stddev=0.1), np.random.default_rng(0)
+        features, batch = [], {}
+        for f in range(sizes.features):
+            rows = PyEmbedding(storage, optimizer, initializer, dim, f)
+            features.append(Feature(str(f), rows, "sum", prune_negative=False))
+            chosen = rng.integers(0, sizes.rows, sizes.samples * sizes.ids)
+            batch[str(f)] = Ragged(keys_of(chosen), np.arange(sizes.samples + 1) * sizes.ids)
+        grads = rng.normal(size=(sizes.samples, sizes.features * dim)).astype(np.float32)
+        return cls(storage, FusedEmbedding(features), batch, grads)
+
+    def lookup(self) -> FusedOutput:
+        """One pooled lookup of all features."""
+        return self.fused.lookup(self.batch)
+
+    def train(self) -> None:
+        """A lookup, and a durable push of its results' gradients."""
+        self.fused.apply_gradients(self.lookup(), self.grads)
+
+
+def store_lines(sizes: Sizes, dim: int, repeats: int) -> Iterator[tuple[str, float]]:
+    """(what, whole ms) of the engine above the device."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.open(Path(folder) / "store", sizes, dim)
+        with store.storage:
+            yield "pooled lookup through a store", timed(store.lookup, repeats)[1]
+            yield "lookup and push through a store", timed(store.train, repeats)[1]
+
+
 def timed(call: Callable[[], object], repeats: int) -> tuple[float, float]:
     """Median milliseconds of the GPU and of the whole call."""
     import cupy
@@ -183,6 +238,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--ids", type=int, default=20)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of each feature's table")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--store-rows", type=int, default=100_000, help="of each feature, through a store")
     args = parser.parse_args(given)
     from rockbed.storage.gpu.cupy_launcher import CupyLauncher
 
@@ -209,6 +265,9 @@ def main(given: list[str] | None = None) -> int:
             rate = size / on_gpu
             print(f"| {dim} | {what} | {on_gpu:.3f} | {rate / 1e9:.2f} | {rate / speed:.0%} | {whole:.3f} |")
         del case
+        small = Sizes(args.features, args.samples, args.ids, args.store_rows)
+        for what, whole in store_lines(small, dim, args.repeats):
+            print(f"| {dim} | {what}, {args.store_rows} rows each | | | | {whole:.3f} |")
         cupy.get_default_memory_pool().free_all_blocks()
     return 0
 

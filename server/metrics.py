@@ -55,6 +55,8 @@ _GROUP = (
     _Family("memory_rows", "memory_rows", "Rows in memory."),
     _Family("memory_bytes", "memory_bytes", "Bytes of rows and their index in memory."),
     _Family("dirty_rows", "dirty_rows", "Rows newer in memory than on disk."),
+    _Family("device_rows", "device_rows", "Rows on the device (a GPU)."),
+    _Family("device_dirty_rows", "device_dirty_rows", "Rows newer on the device than in memory."),
     _Family("admission_bytes", "admission_bytes", "Bytes of the counts of an admission rule."),
     _Family("lookup_keys_total", "lookup_keys", "Keys looked up."),
     _Family("memory_hits_total", "memory_hits", "Keys looked up whose row was in memory."),

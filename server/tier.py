@@ -150,10 +150,6 @@ class Tier:
             with self.device.lock:
                 self._table.remove(keys)
 
-    def forget(self) -> None:
-        """Forget all rows, whether memory has them or not."""
-        self._table = None
-
     def statistics(self) -> tuple[int, int]:
         """How many rows there are here, and how many of them are newer than memory's."""
         if self._table is None:

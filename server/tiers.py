@@ -47,17 +47,14 @@ def attach(engine: "Engine", group: Group) -> None:
     if any(share < MIN_ROWS * row_bytes(each.table.width) for each in (group, *others)):
         return
     for each in others:
-        if each.tier is not None and each.tier.budget_bytes > share:  # a table does not grow or shrink: it begins anew
-            _emptied(engine, each)
-            each.tier.budget_bytes = share
+        _give(engine, each, share)
     with group.lock:
         group.tier = Tier(group, engine.device, share)
 
 
 def detach(engine: "Engine", group: Group) -> None:
     """Have a group keep its rows in memory alone. Raises BatchTooLarge, and what writing back raises."""
-    if group.tier is not None:
-        _emptied(engine, group, last=True)
+    _give(engine, group, None)
 
 
 def reopen(engine: "Engine", numbers: Iterable[int]) -> None:
@@ -68,14 +65,16 @@ def reopen(engine: "Engine", numbers: Iterable[int]) -> None:
                 attach(engine, engine.groups[number])
 
 
-def _emptied(engine: "Engine", group: Group, *, last: bool = False) -> None:
-    def empty() -> None:
-        with group.lock:
-            if group.tier is not None:
-                group.tier.empty()
-                group.tier = None if last else group.tier
+def _give(engine: "Engine", group: Group, share: int | None) -> None:
+    """Leave a group that is on the device so many bytes of it, where it has more; None: take it off."""
 
-    with_space(engine, empty, "taking rows off the device")
+    def give() -> None:
+        with group.lock:
+            if group.tier is not None and (share is None or share < group.tier.budget_bytes):
+                group.tier.empty()  # a table does not shrink: it begins anew
+                group.tier = None if share is None else Tier(group, group.tier.device, share)
+
+    with_space(engine, give, "taking rows off the device")
 
 
 # --- where a call goes ---
@@ -92,12 +91,16 @@ def where_rows_are(call: Callable[[], _Result]) -> _Result:
 
 def lookup(engine: "Engine", group: Group, keys: I64, out: F32, *, train: bool) -> None:
     """See lookups.lookup."""
+    device = engine.device
+    if device is None:
+        lookups.lookup(group, keys, out, train=train)
+        return
 
     def call() -> None:
-        if engine.device is None or group.tier is None:
+        if group.tier is None:
             lookups.lookup(group, keys, out, train=train)
         else:
-            device_lookups.lookup(engine, engine.device, group, keys, out, train=train)
+            device_lookups.lookup(engine, device, group, keys, out, train=train)
 
     where_rows_are(call)
 

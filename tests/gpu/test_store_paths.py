@@ -12,12 +12,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rockbed import DeviceUnavailable, InvalidConfig, PyStorage
+from rockbed import DeviceUnavailable, Feature, FusedEmbedding, InvalidConfig, PyStorage, Ragged
 from rockbed.errors import StorageFailed
 from rockbed.server import scanning, shrinking
+from rockbed.server.daemon_settings import load
 from rockbed.server.engine import Engine
 from rockbed.server.scanning import Rows
-from tests.api.helpers import Clock, adagrad, as_after_kill, assert_sound, embedding, engine_of, keys_of, ones, uniform
+from rockbed.storage.gpu import devices
+from rockbed.storage.gpu.launcher import Launcher
+from tests.api.helpers import (
+    QUIET,
+    Clock,
+    Served,
+    adagrad,
+    as_after_kill,
+    assert_sound,
+    embedding,
+    engine_of,
+    keys_of,
+    ones,
+    uniform,
+)
 from tests.gpu.stores import Open, contents, small, stats_of, table_of
 from tests.source_tree import ROOT
 
@@ -279,6 +294,33 @@ def test_groups_are_opened_and_altered_while_others_train(open_storage: Open) ->
     thread.join()
     assert problems == []
     assert (rows.lookup(np.arange(30), train=False) == -7.5).all()
+
+
+# --- a server ---
+
+
+def test_a_server_looks_up_and_trains_on_its_device(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(devices, "open_launcher", lambda name: launcher)
+    storage = Served(tmp_path / "store", **QUIET, device="cuda:0", device_memory=1 << 16)
+    try:
+        rows = embedding(storage)
+        fused = FusedEmbedding([Feature("x", rows, "sum"), Feature("s", rows, None)])
+        batch = {"x": Ragged.from_lists([[1, 2], []]), "s": Ragged.from_lists([[2], [3]])}
+        fused.apply_gradients(fused.lookup(batch), ones(2), {"s": ones(2)})
+        out = fused.lookup(batch, train=False)
+        assert (out["x"][:, 0].tolist(), out["s"][:, 0].tolist()) == ([-1.5, 0], [-1, -0.5])
+        assert (stats_of(rows)["device"], stats_of(rows)["device_rows"]) == (True, 3)
+    finally:
+        storage.close()
+
+
+def test_the_daemon_has_settings_for_it() -> None:
+    settings = load(None, {"ROCKBED_DEVICE": "cuda:1"}, {"data": "x", "device_memory": "2GiB"}).settings
+    assert (settings.store().device, settings.store().device_memory) == ("cuda:1", 2 << 30)
+    with pytest.raises(InvalidConfig, match="device is 'tpu', not 'cuda:0'"):
+        load(None, {}, {"data": "x", "device": "tpu"})
 
 
 # --- without one ---

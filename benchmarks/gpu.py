@@ -6,7 +6,8 @@ All rows are resident, each feature has a table of its own, keys are drawn evenl
 a row read it once from memory: for a lookup, the weights of all uses and the results; for a training step those, the
 results' gradients once, and each distinct row, with its state, read and written. Probes, keys and the sort are not
 counted. A copy counts what it reads and what it writes. Times are those of the GPU (events), medians of the repeats;
-the last column is the whole call, from Python and back.
+the last column is the whole call, from Python and back. Then the same work through a store with a device, whose keys,
+results and gradients are numpy arrays, and whose pushes are durable.
 """
 
 import argparse

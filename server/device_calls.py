@@ -77,7 +77,7 @@ class DeviceCall:
         self._known: dict[int, _Known] = {}
         self.created: dict[int, I64] = {}  # by group, the rows of memory that this call has created
         up = device.launcher.to_device
-        with device.lock:
+        with device.queue():
             self._arrays = [
                 (up(bags.keys), up(bags.offsets), None if bags.weights is None else up(_moderate(bags, bags.weights)))
                 for _, bags in parts
@@ -92,7 +92,7 @@ class DeviceCall:
                 group.must_exist()
                 if group.tier is None:
                     raise Moved
-            locks.enter_context(self.device.lock)
+            locks.enter_context(self.device.queue())
             yield
 
     def batch(self) -> FusedBatch:

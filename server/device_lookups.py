@@ -36,7 +36,8 @@ def lookup(engine: "Engine", device: Device, group: Group, keys: I64, out: F32, 
     for piece in _pieces(group, keys.size):
         call = _Lookup(engine, device, [(group, whole(group, keys[piece]))], 0, train=train)
         call.run()
-        out[piece] = device.launcher.to_host(call.sequences[0])
+        with device.queue():
+            out[piece] = device.launcher.to_host(call.sequences[0])
 
 
 def prefetch(engine: "Engine", device: Device, group: Group, keys: I64) -> tuple[int, int]:
@@ -94,7 +95,7 @@ class _Lookup:
         self._now_ms = engine.now_ms()
         self._call = DeviceCall(device, parts, [_absent_value(group, train=train) for group, _ in parts])
         width = sum(group.config.dim for group, bags in parts if bags.combiner is not None)
-        with device.lock:
+        with device.queue():
             self.pooled = device.launcher.empty((size, width), np.float32)
             self.sequences = [
                 device.launcher.empty((bags.keys.size, group.config.dim), np.float32)

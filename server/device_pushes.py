@@ -54,7 +54,7 @@ class DevicePrepared:
     def apply(self, now_ms: int, lsn: int) -> None:
         """Update the rows. With the group's lock held, and the journal written."""
         group, tier = self.group, tier_of(self.group)
-        with tier.device.lock:
+        with tier.device.queue():
             tier.table.update(self.rows, self.grads, self.rates, step=self.step, now_ms=now_ms, lsn=lsn)
         total, largest = k.squared_norms(self.sums)
         group.counters.updates += self.keys.size
@@ -91,7 +91,7 @@ class Push:
         parts = [(use.group, use.bags) for use in uses]
         self._call = DeviceCall(device, parts, [0.0] * len(parts))
         together = [use for use in uses if use.bags.combiner is not None]
-        with device.lock:
+        with device.queue():
             self._pooled = device.launcher.to_device(_side_by_side(together))
             self._sequences = [
                 device.launcher.to_device(use.array[:, use.column : use.column + use.group.config.dim])

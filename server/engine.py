@@ -1,7 +1,7 @@
 """The store as a whole: groups, journal, write-back, recovery. No gRPC here: a daemon and the embedded client call it.
 
 Locks, in the order in which they are taken: `WriteBack.mutex`, `groups_lock`, groups' locks by ascending number, the
-journal's own.
+device's, the journal's own.
 """
 
 import atexit

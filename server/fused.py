@@ -84,11 +84,13 @@ def _copy(
     places: Sequence[tuple[F32, int]],
 ) -> None:
     """Copy the results of features from the device to where they are wanted."""
-    pooled, rest, column = device.launcher.to_host(found[0]), iter(found[1]), 0
+    with device.queue():
+        pooled, *sequences = map(device.launcher.to_host, [found[0], *found[1]])
+    rest, column = iter(sequences), 0
     for (group, bags), (array, at) in zip(parts, places, strict=True):
         dim = group.config.dim
         if bags.combiner is None:
-            array[:] = device.launcher.to_host(next(rest))
+            array[:] = next(rest)
         else:
             array[:, at : at + dim] = pooled[:, column : column + dim]
             column += dim

@@ -91,13 +91,13 @@ class Tier:
     def hand_down(self) -> None:
         """Give memory what is newer here. It stays here as well."""
         if self._table is not None:
-            with self.device.lock:
+            with self.device.queue():
                 self.table.write_back()
 
     def expire(self, now_ms: int) -> None:
         """Leave rows that have expired to memory, which knows what becomes of such."""
         if self._table is not None and self._group.ttl_ms:
-            with self.device.lock:
+            with self.device.queue():
                 self.table.expire(self._group.oldest_ms(now_ms))
 
     def empty(self) -> None:
@@ -116,7 +116,7 @@ class Tier:
     def unpin(self) -> None:
         """Let every pinned row be evicted again."""
         if self._table is not None:
-            with self.device.lock:
+            with self.device.queue():
                 self._table.unpin()
 
     # --- beside ---
@@ -128,7 +128,7 @@ class Tier:
         """
         if self._table is None:
             return np.empty(0, np.int64), np.empty((0, self._group.record_bytes), np.uint8)
-        with self.device.lock:
+        with self.device.queue():
             launcher, table = self.device.launcher, self._table
             rows = launcher.to_host(table.find(launcher.to_device(keys), touch=0)[0])
             found = np.flatnonzero(rows >= 0)
@@ -138,7 +138,7 @@ class Tier:
         """The records of all rows here, uint8[n, record_bytes], and which of them are newer than memory's."""
         if self._table is None:
             return np.empty((0, self._group.record_bytes), np.uint8), np.empty(0, np.bool_)
-        with self.device.lock:
+        with self.device.queue():
             rows = self._table.used_rows()
             flags = self.device.launcher.to_host(self._table.flags)
             dirty: Bool = flags[self.device.launcher.to_host(rows)] & k.DIRTY != 0
@@ -147,14 +147,14 @@ class Tier:
     def remove(self, keys: I64) -> None:
         """Forget the rows of keys, int64[n], whether memory has them or not."""
         if self._table is not None:
-            with self.device.lock:
+            with self.device.queue():
                 self._table.remove(keys)
 
     def statistics(self) -> tuple[int, int]:
         """How many rows there are here, and how many of them are newer than memory's."""
         if self._table is None:
             return 0, 0
-        with self.device.lock:
+        with self.device.queue():
             return self._table.count, self._table.dirty_count()
 
     # --- inside ---

@@ -61,6 +61,11 @@ class CupyLauncher:
         self._done: Any = None  # an event behind what the last block on a stream queued
 
     @contextmanager
+    def own_stream(self) -> Iterator[None]:
+        with self._cp.cuda.Device(self.device), self._cp.cuda.Stream.null:
+            yield
+
+    @contextmanager
     def stream(self, handle: int) -> Iterator[None]:
         """Queue what the block calls on a stream of somebody else, such as torch.cuda.current_stream().cuda_stream.
 

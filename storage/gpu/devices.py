@@ -1,24 +1,29 @@
 """Devices that rows can be kept on, by name. CuPy is imported when one is opened."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rockbed.errors import DeviceUnavailable, MissingPackage
 from rockbed.storage.gpu.launcher import Launcher
 
 
 class Device:
-    """A device and the bytes that the rows of all groups together may take of it.
-
-    lock: held by whoever queues work there, so that what belongs together is queued together; taken after the locks of
-    groups.
-    """
+    """A device and the bytes that the rows of all groups together may take of it."""
 
     def __init__(self, name: str, budget_bytes: int) -> None:
         """name: "cuda" or "cuda:N". Raises DeviceUnavailable."""
         self.name = name
         self.budget_bytes = budget_bytes
         self.launcher = open_launcher(name)
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def queue(self) -> Iterator[None]:
+        """To be held by whoever calls the launcher, or a table: one thread at a time, and on one stream, so that all
+        work is done in the order in which it was queued. Taken after the locks of groups."""
+        with self._lock, self.launcher.own_stream():
+            yield
 
 
 def open_launcher(name: str) -> Launcher:

@@ -1,5 +1,6 @@
 """What the device tier needs of whatever runs its kernels. `CupyLauncher` is a GPU; the tests have one on the CPU."""
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from numpy.typing import DTypeLike
@@ -13,6 +14,9 @@ DeviceArray = Any
 
 class Launcher(Protocol):
     """One device and one stream. Calls are queued in their order; only `to_host` waits for them."""
+
+    def own_stream(self) -> AbstractContextManager[None]:
+        """Queue what the block calls on one stream, the same for every thread, whatever stream the thread has set."""
 
     def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         """Memory with anything in it. Raises DeviceOutOfMemory."""

@@ -28,6 +28,8 @@ def launcher(request: pytest.FixtureRequest) -> Launcher:
 def open_storage(launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """See stores.Open."""
     monkeypatch.setattr(devices, "open_launcher", lambda name: launcher)
+    if isinstance(launcher, HostLauncher):
+        launcher.own_stream_only = True
     opened: list[PyStorage] = []
 
     def open_(name: str = "store", *, rows: int | None = None, **options: Any) -> PyStorage:

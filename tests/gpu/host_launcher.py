@@ -8,6 +8,8 @@ import subprocess
 import tempfile
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -60,14 +62,28 @@ class HostLauncher:
     def __init__(self, seed: int = 0) -> None:
         compiler()
         self.seed = seed
+        self.own_stream_only = False  # whether calls outside of `own_stream` are a mistake
+        self._own = threading.local()
         self.launches: list[str] = []  # the kernels launched so far
         self.waits = 0  # how often the host waited for the device
         self._guarded: dict[
             int, tuple[weakref.ref[AnyArray], int, int]
         ] = {}  # memory, where the array in it begins, ends
 
+    @contextmanager
+    def own_stream(self) -> Iterator[None]:
+        outer, self._own.entered = getattr(self._own, "entered", False), True
+        try:
+            yield
+        finally:
+            self._own.entered = outer
+
+    def _must_be_queued(self) -> None:
+        assert not self.own_stream_only or getattr(self._own, "entered", False), "called on a stream of the thread's"
+
     def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> AnyArray:
         """An array filled with a pattern that is nothing sensible as a number, between guards."""
+        self._must_be_queued()
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         raw = np.full(size + 2 * _GUARD + 16, _PATTERN, np.uint8)
         start = _GUARD + -(raw.ctypes.data + _GUARD) % 16
@@ -87,6 +103,7 @@ class HostLauncher:
         return copy
 
     def to_host(self, array: AnyArray) -> AnyArray:
+        self._must_be_queued()
         self.waits += 1
         return array.copy()
 
@@ -97,6 +114,7 @@ class HostLauncher:
         library(module)
 
     def launch(self, module: Module, kernel: str, threads: int, *arguments: Any) -> None:
+        self._must_be_queued()
         blocks = -(-threads // BLOCK_THREADS)
         given = [self._by_address(value) for value in module.arguments(kernel, arguments)]
         if blocks == 0:

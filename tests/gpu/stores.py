@@ -26,7 +26,8 @@ def table_of(rows: PyEmbedding) -> Any:
     """The group's table on the device."""
     tier = engine_of(rows.storage).groups[rows.group].tier
     assert tier is not None
-    return tier.table
+    with tier.device.queue():
+        return tier.table
 
 
 def contents(rows: PyEmbedding, keys: I64) -> tuple[F32, F32, I64, I64]:

@@ -75,6 +75,17 @@ def test_the_shim_notices(body: str, said: str) -> None:
         launcher.launch(module, "wrong", 32, launcher.zeros(32, np.uint8), 32)
 
 
+def test_the_shim_notices_work_on_a_stream_of_the_thread() -> None:
+    launcher = HostLauncher()
+    launcher.own_stream_only = True
+    with launcher.own_stream(), launcher.own_stream():
+        made = launcher.zeros(3, np.uint8)
+    with pytest.raises(AssertionError, match="stream of the thread's"):
+        launcher.to_host(made)
+    with pytest.raises(AssertionError, match="stream of the thread's"):
+        launcher.zeros(3, np.uint8)
+
+
 def test_a_table_launches_through_its_launcher_only() -> None:
     launcher = HostLauncher()
     table: DeviceTable = make_table(launcher)

@@ -11,13 +11,14 @@ from rockbed.client.initializer import PyInitializer
 from rockbed.client.kv_variable import KvVariable
 from rockbed.client.optimizer import PyOptimizer
 from rockbed.client.partitioners import Partitioner, parts_by
-from rockbed.client.placement import SLOTS, Placement
+from rockbed.client.placement import Placement
 from rockbed.client.storage import PyStorage
 from rockbed.client.variable_keys import Keys, key_dtype_name
 from rockbed.client.variable_scope import check_reuse, current_scope
 from rockbed.client.variables import collections_of, is_open, register
 from rockbed.config import GroupConfig, Named, whole_problems
 from rockbed.errors import DimMismatch, GroupConflict, InvalidConfig, UnknownName, WrongDtype
+from rockbed.slots import SLOTS
 
 DEFAULT_INITIALIZER = {"name": "random_uniform", "min": -0.05, "max": 0.05}
 """What rows begin with where nothing is said: as those of Keras' Embedding."""

@@ -6,9 +6,9 @@ many rows to expect.
 
 from collections.abc import Callable
 
-from rockbed.client.placement import SLOTS
 from rockbed.config import whole_problems
 from rockbed.errors import InvalidConfig
+from rockbed.slots import SLOTS
 
 Partitioner = Callable[[int], int]
 """From the bytes of a row's weights to the number of parts, 1..16384."""

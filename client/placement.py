@@ -6,18 +6,8 @@ holds the slots with slot * n >> 14 == i, and lies on storage i * S // n of S.
 
 import numpy as np
 
+from rockbed.slots import SLOTS, slots_of
 from rockbed.types import I64
-
-SLOTS = 1 << 14
-
-
-def slots_of(keys: I64) -> I64:
-    """The slot of each key, 0..16383: the low bits of splitmix64's finalizer (Steele, Lea, Flood 2014), which
-    rockbed.kernels.mix64 is for compiled loops."""
-    z = keys.view(np.uint64)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((z ^ (z >> np.uint64(31))) & np.uint64(SLOTS - 1)).astype(np.int64)
 
 
 class Placement:

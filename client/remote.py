@@ -308,14 +308,14 @@ class Remote:
         return rows
 
     def export(self, path: Path, options: ExportOptions, progress: Callable[[int, int], None] | None) -> ExportReport:
+        if options.since is not None:
+            _name(Path(options.since))
         report = self._told("Export", admin_pb2.ExportRequest(name=_name(path), **asdict(options)), progress)
-        seen, written = _by_group(report["rows_seen"]), _by_group(report["rows_written"])
-        return ExportReport(report["format"], seen, written, report["file_bytes"])
+        return ExportReport(**_grouped(report))
 
     def import_(self, path: Path, options: ImportOptions, progress: Callable[[int, int], None] | None) -> ImportReport:
         report = self._told("Import", admin_pb2.ImportRequest(name=_name(path), **asdict(options)), progress)
-        read, written = _by_group(report["rows_read"]), _by_group(report["rows_written"])
-        return ImportReport(report["mode"], read, written, report["groups_created"])
+        return ImportReport(**_grouped(report))
 
     def checkpoint(self, path: Path) -> None:
         self._transport.call("Checkpoint", admin_pb2.CheckpointRequest(name=_name(path)), again=False, long=True)
@@ -337,6 +337,11 @@ class Remote:
 
     def close(self) -> None:
         self._transport.close()
+
+
+def _grouped(report: dict[str, Any]) -> dict[str, Any]:
+    """A report's fields, what is counted by group by its number."""
+    return {name: _by_group(value) if isinstance(value, dict) else value for name, value in report.items()}
 
 
 def _by_group(found: dict[str, Any]) -> dict[int, Any]:

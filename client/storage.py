@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,12 @@ from rockbed.client.backend import Backend
 from rockbed.client.connection import Connection
 from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.client.request_ids import RequestId, checked_client, checked_request
+from rockbed.client.target import must_be_default
 from rockbed.config import GroupConfig, StoreConfig
 from rockbed.errors import InvalidConfig, WrongDtype
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
 from rockbed.requests import ExportOptions, Gradients, ImportOptions
+from rockbed.slots import SLOTS
 from rockbed.types import F32, I64, U64
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class PyStorage:
         if self._target.startswith(("grpc://", "grpcs://", "grpc+unix://")):
             from rockbed.client.remote import Remote
 
-            _must_be_default(self._target, config, clock)
+            must_be_default(self._target, config, clock)
             self.backend = Remote(self._target, connection or Connection())
         else:
             from rockbed.client.embedded import Embedded
@@ -276,18 +277,25 @@ class PyStorage:
         max_age: float | None = None,
         min_count: int | None = None,
         min_norm: float | None = None,
+        min_abs: float | None = None,
         cutoff: float | None = None,
         slots: bool = False,
+        digests: bool = False,
+        since: str | os.PathLike[str] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> ExportReport:
         """Write rows to a new directory of table files and a manifest; docs/export.md says what they hold.
 
         On a server `path` is a name, and the server chooses the directory. Rows that have expired are left out.
         format: "parquet", "safetensors" (both need rockbed[export]), or "npz". groups: only these.
-        max_age, min_count, min_norm: leave out what shrink would remove by them. cutoff: write weights nearer to 0 than
-        this as 0. slots: with the optimizer's state, so that training can go on from an import. progress: called with
-        (rows looked at, rows in all, as estimated).
-        Raises InvalidConfig, UnknownName, MissingPackage, UnknownGroup, StoreExists, StorageFull.
+        max_age, min_count, min_norm: leave out what shrink would remove by them. min_abs: leave out rows all of whose
+        weights are nearer to 0 than this. cutoff: write weights nearer to 0 than this as 0. slots: with the optimizer's
+        state, so that training can go on from an import. digests: with 16 bytes a row that a later export can be
+        compared with. since: the path of such an export beside this one: write only the rows that differ from those it
+        stands for, and the keys of those that are gone; digests are written, too. progress: called with (rows looked
+        at, rows in all, as estimated).
+        Raises InvalidConfig, UnknownName, MissingPackage, UnknownGroup, StoreExists, StorageFull; with digests
+        ReadOnlyStorage; with since StoreNotFound, StorageCorrupt, FormatTooNew, GroupConflict.
         """
         options = ExportOptions(
             format=format,
@@ -295,8 +303,11 @@ class PyStorage:
             max_age_s=max_age,
             min_count=min_count,
             min_norm=min_norm,
+            min_abs=min_abs,
             cutoff=cutoff,
             slots=slots,
+            digests=digests or since is not None,
+            since=None if since is None else str(since),
         )
         return self.backend.export(Path(path), options, progress)
 
@@ -306,6 +317,9 @@ class PyStorage:
         *,
         groups: Sequence[int] | None = None,
         mode: str = "replace",
+        chain: bool = True,
+        slots: tuple[int, int] = (0, SLOTS),
+        dry_run: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> ImportReport:
         """Store the rows of an export, or of a damo-embedding dump; groups that are not there are created.
@@ -313,12 +327,18 @@ class PyStorage:
         On a server `path` is a name in its directory of exports. Everything is read and checked before the first row
         is stored; an import that was interrupted after that can be repeated. A dump's groups must exist: it does not
         say how they learn. Rows come with the slots, counts and times that the files have, else as new ones.
-        groups: only these. mode: rows that exist are overwritten ("replace") or left alone ("keep"). progress: called
-        with (rows done, rows in all); the first number is 0 while the files are checked.
+        groups: only these. mode: rows that exist are overwritten ("replace") or left alone ("keep"). chain: before an
+        export `since` another one that one is imported, from the whole export on; with False it alone is, into a store
+        that has what it goes on from. slots: only keys from the first of these to before the second, of 16,384 (see
+        docs/architecture.md). dry_run: check everything, store nothing. progress: called with (rows done, rows in all);
+        the first number is 0 while the files are checked.
         Raises InvalidConfig, UnknownGroup, DimMismatch, GroupConflict (the slots are another optimizer's),
         RowNotFinite, StoreNotFound, StorageCorrupt, FormatTooNew, MissingPackage, ReadOnlyStorage, StorageFull.
         """
-        return self.backend.import_(Path(path), ImportOptions(groups=groups, mode=mode), progress)
+        options = ImportOptions(
+            groups=groups, mode=mode, chain=chain, slots_from=slots[0], slots_to=slots[1], dry_run=dry_run
+        )
+        return self.backend.import_(Path(path), options, progress)
 
     def checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, a directory, while training goes on: every row as it was at one moment.
@@ -384,15 +404,3 @@ class PyStorage:
 
     def __repr__(self) -> str:
         return f"PyStorage({self._target!r})"
-
-
-def _must_be_default(target: str, config: StoreConfig, clock: Callable[[], float]) -> None:
-    default = StoreConfig()
-    unlike = [f.name for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)]
-    changed = [name if name == "sweep_rows_s" else name.removesuffix("_s") for name in unlike]  # as they were given
-    if clock is not time.time:
-        changed.append("clock")
-    if changed:
-        raise InvalidConfig(
-            f"{target} is a server, which has its own settings: {', '.join(changed)} cannot be given here"
-        )

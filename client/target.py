@@ -1,5 +1,10 @@
-"""Where a server is, as users write it."""
+"""Where a server is, as users write it, and what cannot be given along with it."""
 
+import time
+from collections.abc import Callable
+from dataclasses import fields
+
+from rockbed.config import StoreConfig
 from rockbed.errors import InvalidConfig
 
 
@@ -21,3 +26,16 @@ def address(target: str) -> str:
     if not host or not colon or not port.isdigit() or not 0 < int(port) < 65_536 or "/" in host:
         raise InvalidConfig(f"{target!r} names no server: give grpc://HOST:PORT, as in grpc://127.0.0.1:7400")
     return f"{host}:{port}"
+
+
+def must_be_default(target: str, config: StoreConfig, clock: Callable[[], float]) -> None:
+    """Raise InvalidConfig for settings that were given to a client of a server."""
+    default = StoreConfig()
+    unlike = [f.name for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)]
+    changed = [name if name == "sweep_rows_s" else name.removesuffix("_s") for name in unlike]  # as they were given
+    if clock is not time.time:
+        changed.append("clock")
+    if changed:
+        raise InvalidConfig(
+            f"{target} is a server, which has its own settings: {', '.join(changed)} cannot be given here"
+        )

@@ -44,25 +44,30 @@ class CheckReport:
 
 @dataclass(slots=True)
 class ExportReport:
-    """What an export wrote. rows_seen, rows_written: by group, expired rows seen included; file_bytes: in all."""
+    """What an export wrote. rows_seen, rows_written: by group, expired rows seen included; file_bytes: in all.
+
+    rows_removed: by group, of an export since another one, the keys that had a row in that one and have none now.
+    """
 
     format: str
     rows_seen: dict[int, int] = field(default_factory=dict)
     rows_written: dict[int, int] = field(default_factory=dict)
     file_bytes: int = 0
+    rows_removed: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class ImportReport:
     """What an import did. rows_read, rows_written: by group; fewer are written where mode="keep" found rows.
 
-    groups_created: those that were not there before.
+    groups_created: those that were not there before. rows_removed: by group, because the export says so.
     """
 
     mode: str
     rows_read: dict[int, int] = field(default_factory=dict)
     rows_written: dict[int, int] = field(default_factory=dict)
     groups_created: list[int] = field(default_factory=list)
+    rows_removed: dict[int, int] = field(default_factory=dict)
 
 
 class RowStatus(IntEnum):
@@ -150,7 +155,8 @@ class RowReport:
         if status == RowStatus.EXPIRED:
             return f"expired at {_time(self.expires_at_ms[i])}, and its row is not removed yet"
         if status == RowStatus.REMOVED:
-            by = "because it had expired" if self.removed_by[i] == "expired" else f"by shrink ({self.removed_by[i]})"
+            reasons = {"expired": "because it had expired", "import": "by an import"}
+            by = reasons.get(self.removed_by[i], f"by shrink ({self.removed_by[i]})")
             return f"removed at {_time(self.removed_at_ms[i])} {by}"
         if status == RowStatus.NOT_ADMITTED:
             seen = "an unknown number of" if self.seen[i] < 0 else str(self.seen[i])

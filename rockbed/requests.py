@@ -7,6 +7,7 @@ from typing import Any
 
 from rockbed.config import FLOAT32_MAX, GROUPS, SECONDS_MAX, number_problems, whole_problems
 from rockbed.errors import InvalidConfig
+from rockbed.slots import SLOTS
 from rockbed.types import F32, I64
 
 STEP_MAX = 1 << 62  # of a global step
@@ -88,17 +89,24 @@ class ExportOptions:
     max_age_s: float | None = None  # rows last updated this long ago, or longer, are left out
     min_count: float | None = None  # rows updated less often are left out
     min_norm: float | None = None  # rows whose weights have a smaller L2 norm are left out
+    min_abs: float | None = None  # rows all of whose weights are nearer to 0 than this are left out
     cutoff: float | None = None  # weights nearer to 0 than this are written as 0
     slots: bool = False  # write the optimizer's state too
+    digests: bool = False  # write what a later export `since` this one compares its rows with
+    since: str | None = None  # an export with digests, beside this one: only what has changed since
 
     def __post_init__(self) -> None:
         problems = [*_groups_problems(self.groups), *_condition_problems(self.max_age_s, self.min_count, self.min_norm)]
         if not isinstance(self.format, str):
             problems.append(f"format is {self.format!r}, not a str")
-        if self.cutoff is not None:
-            problems += number_problems("cutoff", self.cutoff, least=0, most=FLOAT32_MAX)
-        if not isinstance(self.slots, bool):
-            problems.append(f"slots is {self.slots!r}, not True or False")
+        for name in ("min_abs", "cutoff"):
+            if getattr(self, name) is not None:
+                problems += number_problems(name, getattr(self, name), least=0, most=FLOAT32_MAX)
+        for name in ("slots", "digests"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(f"{name} is {getattr(self, name)!r}, not True or False")
+        if self.since is not None and (not isinstance(self.since, str) or not self.since):
+            problems.append(f"since is {self.since!r}, not the path of an export")
         if problems:
             raise InvalidConfig("export: " + "; ".join(problems))
 
@@ -109,10 +117,22 @@ class ImportOptions:
 
     groups: Sequence[int] | None = None  # None = all
     mode: str = "replace"  # of PUT_MODES
+    chain: bool = True  # of an export `since` another one, first what that one holds
+    slots_from: int = 0  # only keys of these slots, from this one
+    slots_to: int = SLOTS  # to before this one
+    dry_run: bool = False  # check everything, store nothing
 
     def __post_init__(self) -> None:
         problems = _groups_problems(self.groups)
         if self.mode not in PUT_MODES:
             problems.append(f"mode is {self.mode!r}, not one of {', '.join(map(repr, PUT_MODES))}")
+        for name in ("chain", "dry_run"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(f"{name} is {getattr(self, name)!r}, not True or False")
+        slots = [*whole_problems("slots_from", self.slots_from, 0, SLOTS)]
+        slots += whole_problems("slots_to", self.slots_to, 0, SLOTS)
+        if not slots and self.slots_from >= self.slots_to:
+            slots.append(f"there is no slot from {self.slots_from} to before {self.slots_to}")
+        problems += slots
         if problems:
             raise InvalidConfig("import: " + "; ".join(problems))

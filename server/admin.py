@@ -40,6 +40,7 @@ from rockbed.server.service_progress import Progress, told
 from rockbed.server.service_requests import must_fit
 from rockbed.server.service_rows import must_fit_answer, rows_message, sent_rows
 from rockbed.server.serving import Serving
+from rockbed.slots import SLOTS
 from rockbed.v1 import admin_pb2 as pb
 from rockbed.v1 import admin_pb2_grpc
 from rockbed.wire import CLIENT_KEY, keys_from_bytes
@@ -226,7 +227,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
                 format=request.format,
                 groups=list(request.groups) or None,
                 slots=request.slots,
-                **_given(request, "max_age_s", "min_count", "min_norm", "cutoff"),
+                digests=request.digests,
+                since=str(_within(self._exports, request.since, "export")) if request.HasField("since") else None,
+                **_given(request, "max_age_s", "min_count", "min_norm", "min_abs", "cutoff"),
             )
             self._say(context, "export %s, %s", request.name, options)
             engine = self._serving.engine
@@ -236,7 +239,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
         with answered(context):
             self._callers_groups(context, request.groups, "import every group")
             path = _within(self._exports, request.name, "export")
-            options = ImportOptions(groups=list(request.groups) or None, mode=request.mode)
+            options = ImportOptions(
+                groups=list(request.groups) or None,
+                mode=request.mode,
+                chain=request.chain if request.HasField("chain") else True,
+                slots_from=request.slots_from,
+                slots_to=request.slots_to if request.HasField("slots_to") else SLOTS,
+                dry_run=request.dry_run,
+            )
             self._say(context, "import %s, %s", request.name, options)
             engine = self._serving.engine
             yield from told(context, pb.ImportProgress, partial(importing.import_, engine, path, options))

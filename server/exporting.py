@@ -8,7 +8,10 @@ import numpy as np
 
 from rockbed.reports import ExportReport
 from rockbed.requests import ExportOptions
+from rockbed.server.chains import Base
 from rockbed.server.conditions import Conditions
+from rockbed.server.digests import Earlier, row_digests
+from rockbed.server.digests import write as write_digests
 from rockbed.server.group import Group
 from rockbed.server.manifest import GroupTables, Manifest, TableFile
 from rockbed.server.scanning import Rows, scan
@@ -33,14 +36,17 @@ def export(
     format = table_format(options.format)
     numbers = sorted(engine.groups if options.groups is None else options.groups)
     groups = [engine.group(int(number)) for number in numbers]
+    if options.digests:
+        engine.must_be_writable("export with digests")  # its rows would not come in order
+    base = Base(path, groups, options)
     conditions = Conditions.of(options.max_age_s, options.min_count, options.min_norm)
     report = ExportReport(options.format)
     total = sum(group.counters.rows for group in groups)
     seen = 0
     with Draft(path) as draft:
-        manifest = Manifest(options.format, [])
+        manifest = Manifest(options.format, [], base.since)
         for group in groups:
-            writer = _Writer(draft, format, group, options)
+            writer = _Writer(draft, format, group, options, base.rows_of(group))
             report.rows_seen[group.number] = 0
             for rows in scan(engine, group):
                 kept = np.flatnonzero(conditions.reasons(group, rows, engine.now_ms()) < 0)
@@ -52,9 +58,12 @@ def export(
                     progress(seen, max(total, seen))
             with group.lock:
                 group.must_exist()  # dropped meanwhile, it would seem to have had few rows
-            manifest.groups.append(writer.finish())
-            report.rows_written[group.number] = writer.tables.rows
-            report.file_bytes += sum(file.bytes for file in writer.tables.files)
+            tables = writer.finish()
+            manifest.groups.append(tables)
+            report.rows_written[group.number] = tables.rows
+            report.file_bytes += sum(file.bytes for file in [*tables.files, *tables.removed])
+            if base.since is not None:
+                report.rows_removed[group.number] = sum(file.rows for file in tables.removed)
         manifest.write(draft)
     return report
 
@@ -62,12 +71,16 @@ def export(
 class _Writer:
     """Collects a group's rows and writes them, a full file at a time."""
 
-    def __init__(self, directory: Path, format: TableFormat, group: Group, options: ExportOptions) -> None:
+    def __init__(
+        self, directory: Path, format: TableFormat, group: Group, options: ExportOptions, earlier: Earlier
+    ) -> None:
+        """earlier: rows that are not to be written again."""
         self._directory = directory
         self._format = format
-        self._cutoff = options.cutoff
-        slots = group.table.width - group.config.dim if options.slots else None
-        self.tables = GroupTables(group.config, slots)
+        self._options = options
+        self._dim = group.config.dim
+        self._earlier = earlier
+        self.tables = GroupTables(group.config, group.table.width - self._dim if options.slots else None)
         widths = self.tables.columns()
         row_bytes = sum(8 if width is None else 4 * width for width in widths.values())
         self._capacity = min(FILE_ROWS_MAX, FILE_BYTES_MAX // row_bytes)
@@ -77,43 +90,89 @@ class _Writer:
             for name, width in widths.items()
         }
         self._used = 0
+        self._gone: list[I64] = []
+        self._digested = 0
 
     def add(self, rows: Rows, picked: I64) -> None:
-        """Take the rows at the positions picked, int64[m]."""
-        while picked.size:
-            part, picked = np.split(picked, [self._capacity - self._used])
-            self._fill(rows, part)
+        """Take the rows at the positions picked, int64[m]. rows: the next ones in RocksDB's order."""
+        weights = rows.data[picked, : self._dim]
+        if self._options.min_abs is not None:
+            counts = (np.abs(weights) >= np.float32(self._options.min_abs)).any(axis=1)
+            picked, weights = picked[counts], weights[counts]
+        if self._options.cutoff is not None:
+            weights[np.abs(weights) < np.float32(self._options.cutoff)] = 0.0
+        found: Columns = {
+            "key": rows.keys[picked],
+            "weights": weights,
+            "update_num": rows.update_num[picked],
+            "update_time": rows.update_time[picked],
+        }
+        if "slots" in self._columns:
+            found["slots"] = rows.data[picked, self._dim :]
+        if self._options.digests:
+            found = self._changed(found, int(rows.keys[-1]))
+        start, size = 0, found["key"].size
+        while start < size:
+            end = min(size, start + self._capacity - self._used)
+            for name, column in found.items():
+                self._columns[name][self._used : self._used + end - start] = column[start:end]
+            self._used += end - start
+            start = end
             if self._used == self._capacity:
                 self._write()
 
-    def _fill(self, rows: Rows, part: I64) -> None:
-        dim = self.tables.config.dim
-        at = slice(self._used, self._used + part.size)
-        self._columns["key"][at] = rows.keys[part]
-        self._columns["update_num"][at] = rows.update_num[part]
-        self._columns["update_time"][at] = rows.update_time[part]
-        weights = self._columns["weights"][at]
-        weights[:] = rows.data[part, :dim]
-        if self._cutoff is not None:
-            weights[np.abs(weights) < np.float32(self._cutoff)] = 0.0
-        if "slots" in self._columns:
-            self._columns["slots"][at] = rows.data[part, dim:]
-        self._used += part.size
+    def _changed(self, found: Columns, last: int) -> Columns:
+        """Those rows that the earlier export does not stand for; what it has besides, up to a key, is gone."""
+        digests = row_digests([column for name, column in found.items() if name != "key"])
+        path = self._directory / self._digests_name
+        with os_errors(f"writing {path}"), path.open("ab") as file:
+            write_digests(file, found["key"], digests)
+        self._digested += digests.size
+        changed, gone = self._earlier.compared(found["key"], digests, last)
+        self._drop(gone)
+        return {name: column[changed] for name, column in found.items()}
+
+    def _drop(self, keys: I64) -> None:
+        self._gone.append(keys)
+        if sum(each.size for each in self._gone) >= FILE_ROWS_MAX:
+            self._write_gone()
+
+    @property
+    def _digests_name(self) -> str:
+        return f"group-{self.tables.config.group:05d}-digests.bin"
 
     def _write(self) -> None:
-        tables = self.tables
-        name = f"group-{tables.config.group:05d}-{len(tables.files):05d}.{self._format.name}"
+        name = f"group-{self.tables.config.group:05d}-{len(self.tables.files):05d}.{self._format.name}"
+        columns = {name: column[: self._used] for name, column in self._columns.items()}
+        self.tables.files.append(self._written(name, columns))
+        self.tables.rows += self._used
+        self._used = 0
+
+    def _write_gone(self) -> None:
+        name = f"group-{self.tables.config.group:05d}-removed-{len(self.tables.removed):05d}.{self._format.name}"
+        keys = np.concatenate(self._gone)
+        self._gone = []
+        if keys.size:
+            self.tables.removed.append(self._written(name, {"key": keys}))
+
+    def _written(self, name: str, columns: Columns) -> TableFile:
         path = self._directory / name
         with os_errors(f"writing {path}"):
             with path.open("xb") as file:
-                self._format.write(file, {name: column[: self._used] for name, column in self._columns.items()})
+                self._format.write(file, columns)
             sync_path(path)
-            tables.files.append(TableFile(name, self._used, path.stat().st_size))
-        tables.rows += self._used
-        self._used = 0
+            return TableFile(name, columns["key"].size, path.stat().st_size)
 
     def finish(self) -> GroupTables:
         """Write what is left. Returns what there is of the group."""
         if self._used:
             self._write()
+        if self._options.digests:
+            self._drop(self._earlier.rest())
+            self._write_gone()
+            path = self._directory / self._digests_name
+            with os_errors(f"writing {path}"):
+                path.touch()
+                sync_path(path)
+            self.tables.digests = TableFile(path.name, self._digested, path.stat().st_size)
         return self.tables

@@ -12,7 +12,7 @@ from rockbed.config import DIM_MAX, GROUPS, GroupConfig
 from rockbed.errors import StorageCorrupt, StoreNotFound
 from rockbed.requests import PutRows
 from rockbed.server.dumping import record_layout
-from rockbed.server.manifest import FILE, GroupTables, Manifest
+from rockbed.server.manifest import FILE, GroupTables, Manifest, TableFile
 from rockbed.server.table_files import TableFormat, read_columns, table_format
 from rockbed.storage.checkpoint import is_store
 from rockbed.storage.files import os_errors
@@ -31,12 +31,17 @@ class Source(Protocol):
     """The settings of the group, where the source knows them."""
     slots: int | None
     """float32 values of the optimizer's state that come with a row; None: weights only."""
+    goes_on: bool
+    """Whether it holds only what changed since another export."""
 
     def tables(self) -> Iterator[tuple[str, PutRows]]:
         """All rows, some at a time, each with the file they are from."""
 
     def key_arrays(self) -> Iterator[I64]:
         """The keys alone, in the same parts."""
+
+    def removed(self) -> Iterator[I64]:
+        """Keys that have no row any more, some at a time."""
 
 
 def sources_of(path: Path) -> list[Source]:
@@ -50,7 +55,8 @@ def sources_of(path: Path) -> list[Source]:
     elif (path / FILE).is_file():
         manifest = Manifest.read(path)
         format = table_format(manifest.format)
-        found = [ExportedGroup(path, format, tables) for tables in manifest.groups]
+        goes_on = manifest.since is not None
+        found = [ExportedGroup(path, format, tables, goes_on) for tables in manifest.groups]
     elif is_store(path):
         raise StoreNotFound(f"{path} is a store or a checkpoint, not an export: open it, or PyStorage.restore it")
     else:
@@ -63,12 +69,13 @@ def sources_of(path: Path) -> list[Source]:
 class ExportedGroup:
     """A group of an export."""
 
-    def __init__(self, directory: Path, format: TableFormat, tables: GroupTables) -> None:
+    def __init__(self, directory: Path, format: TableFormat, tables: GroupTables, goes_on: bool) -> None:
         self.number = tables.config.group
         self.dim = tables.config.dim
         self.rows = tables.rows
         self.config: GroupConfig | None = tables.config
         self.slots = tables.slots
+        self.goes_on = goes_on
         self._directory = directory
         self._format = format
         self._tables = tables
@@ -79,7 +86,13 @@ class ExportedGroup:
             yield file.name, PutRows(c["key"], c["weights"], c.get("slots"), c["update_num"], c["update_time"])
 
     def key_arrays(self) -> Iterator[I64]:
-        for file in self._tables.files:
+        return self._keys_of(self._tables.files)
+
+    def removed(self) -> Iterator[I64]:
+        return self._keys_of(self._tables.removed)
+
+    def _keys_of(self, files: list[TableFile]) -> Iterator[I64]:
+        for file in files:
             yield read_columns(self._format, self._directory / file.name, file.rows, {"key": None})["key"]
 
 
@@ -94,6 +107,7 @@ class DumpedGroup:
     offset: int  # of its first record in the file, in bytes
     config: GroupConfig | None = None
     slots: int | None = None
+    goes_on: bool = False
 
     def tables(self) -> Iterator[tuple[str, PutRows]]:
         layout = record_layout(self.dim)
@@ -112,6 +126,9 @@ class DumpedGroup:
 
     def key_arrays(self) -> Iterator[I64]:
         return (rows.keys for _, rows in self.tables())
+
+    def removed(self) -> Iterator[I64]:
+        return iter(())
 
 
 def _exactly(file: BinaryIO, size: int, path: Path) -> bytes:

@@ -1,24 +1,30 @@
 """Import: rows of an export, or of a damo-embedding dump, into a store."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rockbed.errors import DimMismatch, GroupConflict, InvalidConfig, RowNotFinite, StorageCorrupt, UnknownGroup
 from rockbed.reports import ImportReport
 from rockbed.requests import ImportOptions, PutRows
+from rockbed.server import removal
+from rockbed.server.chains import chain_of
 from rockbed.server.group import Group
 from rockbed.server.import_sources import Source, sources_of
 from rockbed.server.putting import put
 from rockbed.server.rules import rules_of
-from rockbed.types import F32, I64
+from rockbed.server.scanning import current
+from rockbed.slots import SLOTS, slots_of
+from rockbed.types import F32, I64, Bool
 
 if TYPE_CHECKING:
     from rockbed.server.engine import Engine
 
 BATCH_BYTES_MAX = 4 << 20  # of rows in one journal entry
+_REMOVE_KEYS = 1 << 14  # in one journal entry
 DISTINCT_KEYS_MAX = 1 << 24  # that are compared with each other at a time, 8 bytes each
 
 
@@ -28,29 +34,63 @@ def import_(
     """See PyStorage.import_."""
     engine.check_open()
     engine.must_be_writable("import")
-    sources = _chosen(path, sources_of(path), options)
+    chain = chain_of(path) if options.chain else [path]
+    exports = [(each, _chosen(each, sources_of(each), options)) for each in chain]
     tell = progress or (lambda done, total: None)
-    total = sum(source.rows for source in sources)
-    for source in sources:
-        _must_fit(_group_of(engine, source), source, path)
-    for source in sources:
-        padding = _padding_key(engine, source)
-        for file, rows in source.tables():
-            _check_rows(path / file if path.is_dir() else path, rows, padding)
-            tell(0, total)
-        _check_distinct(source, path)
+    total = sum(source.rows for _, sources in exports for source in sources)
+    _check(engine, exports, options, lambda: tell(0, total))
     report = ImportReport(options.mode)
     done = 0
-    for source in sources:
-        group = _group_for(engine, source, report)
-        report.rows_read[group.number] = source.rows
-        report.rows_written[group.number] = 0
-        for _, rows in source.tables():
-            for batch in _batches(group, rows):
-                report.rows_written[group.number] += put(engine, group.number, batch, mode=options.mode)
-                done += batch.keys.size
-                tell(done, total)
+    for _, sources in [] if options.dry_run else exports:
+        for source in sources:
+            group = _group_for(engine, source, report)
+            for counts in (report.rows_read, report.rows_written, *([report.rows_removed] if source.goes_on else [])):
+                counts.setdefault(group.number, 0)
+            for _, rows in source.tables():
+                kept = _in_slots(rows, options)
+                report.rows_read[group.number] += kept.keys.size
+                done += rows.keys.size - kept.keys.size
+                for batch in _batches(group, kept):
+                    report.rows_written[group.number] += put(engine, group.number, batch, mode=options.mode)
+                    done += batch.keys.size
+                    tell(done, total)
+            for keys in source.removed():
+                report.rows_removed[group.number] += _remove(engine, group, keys[_wanted(keys, options)])
     return report
+
+
+def _in_slots(rows: PutRows, options: ImportOptions) -> PutRows:
+    wanted = _wanted(rows.keys, options)
+    if wanted.all():
+        return rows
+    return _picked(rows, wanted)
+
+
+def _picked(rows: PutRows, which: Any) -> PutRows:
+    """Some of the rows. which: a slice, or bool[n]."""
+    given: dict[str, Any] = {each.name: getattr(rows, each.name) for each in fields(rows)}
+    picked: dict[str, Any] = {name: None if array is None else array[which] for name, array in given.items()}
+    return PutRows(**picked)
+
+
+def _wanted(keys: I64, options: ImportOptions) -> Bool:
+    if (options.slots_from, options.slots_to) == (0, SLOTS):
+        return np.ones(keys.size, np.bool_)
+    slots = slots_of(keys)
+    wanted: Bool = (slots >= options.slots_from) & (slots < options.slots_to)
+    return wanted
+
+
+def _remove(engine: "Engine", group: Group, keys: I64) -> int:
+    """Remove the rows of those keys that have one. Returns how many."""
+    removed = 0
+    for start in range(0, keys.size, _REMOVE_KEYS):
+        with engine.quiet(), group.lock:
+            group.must_exist()
+            there = current(group, keys[start : start + _REMOVE_KEYS]).keys
+            removal.remove(engine, group, there, "import")
+        removed += there.size
+    return removed
 
 
 def _chosen(path: Path, sources: list[Source], options: ImportOptions) -> list[Source]:
@@ -103,6 +143,25 @@ def _group_for(engine: "Engine", source: Source, report: ImportReport) -> Group:
 
 
 # --- checks before the first row is written ---
+
+
+def _check(
+    engine: "Engine", exports: list[tuple[Path, list[Source]]], options: ImportOptions, tell: Callable[[], None]
+) -> None:
+    for path, sources in exports:
+        for source in sources:
+            if source.goes_on and options.mode == "keep":
+                raise InvalidConfig(f"{path} says what has changed since another export: import it with mode='replace'")
+            _must_fit(_group_of(engine, source), source, path)
+    for path, sources in exports:
+        for source in sources:
+            padding = _padding_key(engine, source)
+            for file, rows in source.tables():
+                _check_rows(path / file if path.is_dir() else path, rows, padding)
+                tell()
+            _check_distinct(source, path)
+            for _ in source.removed():  # whether it can be read
+                tell()
 
 
 def _padding_key(engine: "Engine", source: Source) -> int | None:
@@ -160,11 +219,4 @@ def _batches(group: Group, rows: PutRows) -> Iterator[PutRows]:
     """Parts that fit into a journal entry of a moderate size, and into the memory budget."""
     step = max(1, min(BATCH_BYTES_MAX // group.record_bytes, group.table.capacity // 4))
     for start in range(0, rows.keys.size, step):
-        part = slice(start, start + step)
-        yield PutRows(
-            rows.keys[part],
-            rows.weights[part],
-            None if rows.slots is None else rows.slots[part],
-            None if rows.update_num is None else rows.update_num[part],
-            None if rows.update_time_ms is None else rows.update_time_ms[part],
-        )
+        yield _picked(rows, slice(start, start + step))

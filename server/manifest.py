@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from rockbed.server.rules import rules_of
 from rockbed.storage.files import os_errors, write_atomically
 
 FILE = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+WHOLE_VERSION = 1  # of exports that are whole, which every reader understands
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # of a file: an export from elsewhere names none outside of it
 
 
@@ -27,14 +29,43 @@ class TableFile:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Since:
+    """The export that another one goes on from: its directory's name, beside that one, and the SHA-256 of its manifest,
+    in hexadecimal digits."""
+
+    name: str
+    sha256: str
+
+    @classmethod
+    def of(cls, directory: Path) -> "Since":
+        """Raises the disk's errors."""
+        with os_errors(f"reading {directory / FILE}"):
+            return cls(directory.name, sha256((directory / FILE).read_bytes()).hexdigest())
+
+
 @dataclass(slots=True)
 class GroupTables:
-    """A group's share. slots: float32 values of the optimizer's state a row, None where they were left out."""
+    """A group's share. slots: float32 values of the optimizer's state a row, None where they were left out.
+
+    removed: files of keys alone, which had a row in the export that this one goes on from. digests: see
+    rockbed.server.digests, of all rows that this export and those before it stand for.
+    """
 
     config: GroupConfig
     slots: int | None
     rows: int = 0
     files: list[TableFile] = field(default_factory=list)
+    removed: list[TableFile] = field(default_factory=list)
+    digests: TableFile | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the manifest, which has no word of what there is not."""
+        return {
+            name: value
+            for name, value in {**asdict(self), "config": self.config.to_json()}.items()
+            if name not in ("removed", "digests") or value
+        }
 
     def columns(self) -> dict[str, int | None]:
         """The columns of each file, as read_columns takes them."""
@@ -45,20 +76,22 @@ class GroupTables:
 
 @dataclass(slots=True)
 class Manifest:
-    """What an export holds. format: of its files, by name."""
+    """What an export holds. format: of its files, by name. since: the export that it goes on from, if any."""
 
     format: str
     groups: list[GroupTables]
+    since: "Since | None" = None
 
     def write(self, directory: Path) -> None:
         """Write manifest.json."""
-        groups = [{**asdict(group), "config": group.config.to_json()} for group in self.groups]
         content = {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if self.since else WHOLE_VERSION,
             "rockbed_version": __version__,
             "format": self.format,
-            "groups": groups,
+            "groups": [group.to_json() for group in self.groups],
         }
+        if self.since is not None:
+            content["since"] = asdict(self.since)
         write_atomically(directory / FILE, json.dumps(content, indent=1).encode())
 
     @classmethod
@@ -81,7 +114,8 @@ class Manifest:
                 f"newer Rockbed (it was written by {found.get('rockbed_version')})"
             )
         try:
-            manifest = cls(found["format"], [_group(each) for each in found["groups"]])
+            since = Since(**found["since"]) if "since" in found else None
+            manifest = cls(found["format"], [_group(each) for each in found["groups"]], since)
             problems = list(manifest._problems(directory))
         except (KeyError, TypeError, ValueError) as error:  # InvalidConfig of a group's settings is a ValueError
             problems = [str(error) if isinstance(error, RockbedError) else repr(error)]
@@ -101,19 +135,27 @@ class Manifest:
                 yield f"group {number} has {group.slots!r} slots a row, its optimizer {state}"
             if group.rows != sum(file.rows for file in group.files):
                 yield f"group {number} has {group.rows} rows, its files {sum(file.rows for file in group.files)}"
-            for file in group.files:
+            for file in [*group.files, *group.removed, *([group.digests] if group.digests else [])]:
                 yield from _file_problems(directory, file)
+        if self.since is not None and not (isinstance(self.since.name, str) and _NAME.fullmatch(self.since.name)):
+            yield f"since is {self.since.name!r}, not the name of an export beside this one"
 
 
 def _group(found: dict[str, Any]) -> GroupTables:
-    files = [TableFile(**file) for file in found["files"]]
-    for file in files:
-        problems = [*whole_problems("rows", file.rows, 1, 2**62), *whole_problems("bytes", file.bytes, 1, 2**62)]
-        if not isinstance(file.name, str) or not _NAME.fullmatch(file.name):
-            problems.append(f"name is {file.name!r}, not that of a file beside the manifest")
-        if problems:
-            raise InvalidConfig(f"file {file.name!r}: {'; '.join(problems)}")
-    return GroupTables(GroupConfig.from_json(found["config"]), found["slots"], found["rows"], files)
+    files, removed = ([_table_file(file, 1) for file in found.get(name, [])] for name in ("files", "removed"))
+    digests = _table_file(found["digests"], 0) if "digests" in found else None
+    config = GroupConfig.from_json(found["config"])
+    return GroupTables(config, found["slots"], found["rows"], files, removed, digests)
+
+
+def _table_file(found: dict[str, Any], least: int) -> TableFile:
+    file = TableFile(**found)
+    problems = [*whole_problems("rows", file.rows, least, 2**62), *whole_problems("bytes", file.bytes, least, 2**62)]
+    if not isinstance(file.name, str) or not _NAME.fullmatch(file.name):
+        problems.append(f"name is {file.name!r}, not that of a file beside the manifest")
+    if problems:
+        raise InvalidConfig(f"file {file.name!r}: {'; '.join(problems)}")
+    return file
 
 
 def _file_problems(directory: Path, file: TableFile) -> Iterator[str]:

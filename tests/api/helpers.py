@@ -61,6 +61,8 @@ class Served(PyStorage):
         return super().dump(Path(path).name, condition)
 
     def export(self, path: Any, **options: Any) -> ExportReport:
+        if options.get("since") is not None:
+            options["since"] = Path(options["since"]).name
         return super().export(Path(path).name, **options)
 
     def import_(self, path: Any, **options: Any) -> ImportReport:

@@ -337,7 +337,7 @@ DAMAGE: list[tuple[Callable[[Path], None], type[RockbedError], str]] = [
     (_manifest("{"), StorageCorrupt, "no manifest"),
     (_manifest("[]"), StorageCorrupt, "no manifest"),
     (_change("manifest", lambda m: m.pop("format_version")), StorageCorrupt, "no manifest"),
-    (_change("manifest", _set("format_version", to=2)), FormatTooNew, "reads up to 1"),
+    (_change("manifest", _set("format_version", to=3)), FormatTooNew, "reads up to 2"),
     (_change("manifest", _set("format", to="csv")), UnknownName, "'csv' is unknown"),
     (_change("manifest", _set("format", to=["npz"])), StorageCorrupt, "format is .*, not a str"),
     (_change("manifest", lambda m: m.pop("groups")), StorageCorrupt, "KeyError"),

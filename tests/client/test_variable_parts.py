@@ -9,9 +9,10 @@ import pytest
 import rockbed
 from rockbed import AUTO_REUSE, InvalidConfig, variable_scope
 from rockbed.client.partitioners import parts_by
-from rockbed.client.placement import SLOTS, Placement, slots_of
+from rockbed.client.placement import Placement
 from rockbed.client.variable_keys import key_dtype_name
 from rockbed.client.variable_scope import current_scope
+from rockbed.slots import SLOTS, slots_of
 from rockbed.storage.record import encode_keys
 
 EXTREMES = np.array([0, -1, 1, 2**63 - 1, -(2**63), 10**15])

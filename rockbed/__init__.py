@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         variable_axis_size_partitioner,
     )
     from rockbed.client.ragged import Ragged
+    from rockbed.client.saver import Saver
     from rockbed.client.sparse import SparseTensor
     from rockbed.client.storage import PyStorage
     from rockbed.client.variable_lookup import embedding_lookup, embedding_lookup_sparse, safe_embedding_lookup_sparse
@@ -98,6 +99,7 @@ __all__ = [
     "quotient_remainder_dims",
     "Ragged",
     "safe_embedding_lookup_sparse",
+    "Saver",
     "SparseTensor",
     "variable_axis_size_partitioner",
     "variable_scope",
@@ -168,6 +170,7 @@ _LAZY = {
     "quotient_remainder_dims": "rockbed.client.multihash",
     "Ragged": "rockbed.client.ragged",
     "safe_embedding_lookup_sparse": "rockbed.client.variable_lookup",
+    "Saver": "rockbed.client.saver",
     "SparseTensor": "rockbed.client.sparse",
     "variable_axis_size_partitioner": "rockbed.client.partitioners",
     "variable_scope": "rockbed.client.variable_scope",

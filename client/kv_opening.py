@@ -10,6 +10,7 @@ from rockbed.client.embedding import PyEmbedding
 from rockbed.client.initializer import PyInitializer
 from rockbed.client.kv_variable import KvVariable
 from rockbed.client.optimizer import PyOptimizer
+from rockbed.client.parameters import as_mapping
 from rockbed.client.partitioners import Partitioner, parts_by
 from rockbed.client.placement import Placement
 from rockbed.client.storage import PyStorage
@@ -18,6 +19,7 @@ from rockbed.client.variable_scope import check_reuse, current_scope
 from rockbed.client.variables import collections_of, is_open, register
 from rockbed.config import GroupConfig, Named, whole_problems
 from rockbed.errors import DimMismatch, GroupConflict, InvalidConfig, UnknownName, WrongDtype
+from rockbed.server.admission import checked_admission
 from rockbed.slots import SLOTS
 
 DEFAULT_INITIALIZER = {"name": "random_uniform", "min": -0.05, "max": 0.05}
@@ -111,7 +113,7 @@ class _Asked:
     partitioner: Partitioner | None
     storages: tuple[PyStorage, ...]
     trainable: bool
-    collections: tuple[str, ...]
+    collections: tuple[str, ...] | None
     settings: dict[str, Any]
     built_on: dict[str, Any]
 
@@ -133,15 +135,20 @@ class _Asked:
                 ("variable", config.variable, {**(config.variable or {}), **self.built_on}),
                 ("initializer", config.initializer, self._rule(self.initializer, config.initializer)),
                 ("optimizer", config.optimizer, self._rule(self.optimizer, config.optimizer)),
+                ("schedule", config.schedule, self._schedule(config)),
+                (
+                    "collections",
+                    variable.collections,
+                    variable.collections if self.collections is None else self.collections,
+                ),
             )
             if has != wanted
         ]
-        names = {"ttl": "ttl_s"}
-        problems += [
-            f"{setting} is {getattr(config, names.get(setting, setting), None)!r}, not {wanted!r}"
-            for setting, wanted in self.settings.items()
-            if getattr(config, names.get(setting, setting), None) != wanted
-        ]
+        for setting, given in self.settings.items():
+            has = getattr(config, {"ttl": "ttl_s"}.get(setting, setting), None)
+            wanted = checked_admission(as_mapping(setting, given)) if setting == "admission" and given else given
+            if has != wanted:
+                problems.append(f"{setting} is {has!r}, not {wanted!r}")
         if problems:
             raise GroupConflict(f"variable {self.name!r} is open in this process: " + "; ".join(problems))
         return variable
@@ -150,11 +157,12 @@ class _Asked:
         """The variable, made or found in its storages."""
         stored = [_stored(storage, self.name) for storage in self.storages]
         first = stored[0]
-        if first is not None and first.variable is None:
+        if first is not None and (first.variable or {}).get("kind") != "kv":
             raise GroupConflict(
                 f"{self.name!r} is the name of group {first.group}, which is no variable: give another name"
             )
         placement = self._placement(first)
+        self._must_be_the_same_storages(stored)
         initializer = self.initializer or PyInitializer(first.initializer if first else DEFAULT_INITIALIZER)
         optimizer = self.optimizer or (_as_stored(first) if first else PyOptimizer(DEFAULT_OPTIMIZER))
         embeddings: list[PyEmbedding] = []
@@ -162,25 +170,40 @@ class _Asked:
             variable = {**self.built_on, "kind": "kv", "key_dtype": self.key_dtype, "parts": placement.parts}
             if len(self.storages) > 1:
                 variable |= {"storage": i, "storages": len(self.storages)}
-            opened = PyEmbedding(
-                storage, optimizer, initializer, self.dim, self.name, variable=variable, **self.settings
-            )
-            if opened.group != (embeddings or [opened])[0].group:
-                if stored[i] is None:
-                    storage.drop_group(opened.group)
-                raise GroupConflict(
-                    f"variable {self.name!r} is group {embeddings[0].group} in {self.storages[0]!r}, and would be "
-                    f"group {opened.group} in {storage!r}, where its rows would begin differently: give another name"
+            taken = stored[i] is None and any(each.group in storage.groups() for each in embeddings[:1])
+            if not taken:
+                opened = PyEmbedding(
+                    storage, optimizer, initializer, self.dim, self.name, variable=variable, **self.settings
                 )
-            embeddings.append(opened)
+                embeddings.append(opened)
+            if taken or opened.group != embeddings[0].group:
+                raise GroupConflict(
+                    f"variable {self.name!r} is group {embeddings[0].group} in {self.storages[0]!r}, and cannot be "
+                    f"that in {storage!r}, so its rows would begin differently there: give another name"
+                )
         return KvVariable(
             self.name,
             embeddings,
             Keys(self.name, self.key_dtype),
             placement,
             trainable=self.trainable,
-            collections=self.collections,
+            collections=(
+                collections_of(None, trainable=self.trainable) if self.collections is None else self.collections
+            ),
         )
+
+    def _must_be_the_same_storages(self, stored: Sequence[GroupConfig | None]) -> None:
+        """Raise GroupConflict where one of them has rows and another has never heard of the variable."""
+        if None not in stored:
+            return
+        without = self.storages[stored.index(None)]
+        for storage, config in zip(self.storages, stored, strict=True):
+            # a process that was killed while it made the variable may leave some of the groups, without rows
+            if config is not None and storage.stats()["groups"][config.group]["rows"]:
+                raise GroupConflict(
+                    f"{storage!r} has rows of variable {self.name!r}, and {without!r} does not know it: give the "
+                    "storages that it was made on, in their order"
+                )
 
     def _placement(self, stored: GroupConfig | None) -> Placement:
         """Where the rows lie. Raises InvalidConfig where they lie elsewhere now."""
@@ -202,6 +225,12 @@ class _Asked:
                 "it, and restore it as you want it"
             )
         return placement
+
+    def _schedule(self, stored: GroupConfig) -> Named | None:
+        if self.optimizer is None:
+            return stored.schedule
+        given = self.optimizer.schedule
+        return None if given is None else {"name": given.name, **given.params()}
 
     def _rule(self, given: PyInitializer | PyOptimizer | None, stored: Named) -> Named:
         return stored if given is None else {"name": given.rule.name, **given.rule.params()}
@@ -250,14 +279,14 @@ def _dtype_name(given: Any) -> str:
         return repr(given)
 
 
-def _collections(given: Any, trainable: bool) -> tuple[str, ...]:
+def _collections(given: Any, trainable: bool) -> tuple[str, ...] | None:
     if not isinstance(trainable, bool):
         raise InvalidConfig(f"trainable is {trainable!r}, not True or False")
     if given is not None and (
         isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(each, str) for each in given)
     ):
         raise InvalidConfig(f"collections is {given!r}, not a list of names")
-    return collections_of(given, trainable=trainable)
+    return None if given is None else collections_of(given, trainable=trainable)
 
 
 def _admission(enter_threshold: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

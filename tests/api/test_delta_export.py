@@ -48,17 +48,21 @@ def test_a_chain_ends_with_the_rows_of_a_whole_export(
         if i:
             storage.shrink(group=1, max_age=250)
         before = stored(storage, 1)
-        report = storage.export(tmp_path / str(i), format=format, slots=True, digests=True, since=since)
+        exported = storage.export(tmp_path / str(i), format=format, slots=True, digests=True, since=since)
         seen.append(before)
         earlier = seen[-2] if i else {}
         changed = {key for key, row in before.items() if earlier.get(key) != row}
-        assert report.rows_written == {1: len(changed)}
-        assert report.rows_removed == ({1: len(earlier.keys() - before.keys())} if i else {})
+        assert exported.rows_written == {1: len(changed)}
+        assert exported.rows_removed == ({1: len(earlier.keys() - before.keys())} if i else {})
         since = tmp_path / str(i)
     assert any(earlier.keys() - later.keys() for earlier, later in pairwise(seen))
     other = open_storage("other", clock=clock)
     for i, rows in enumerate(seen):  # each by itself, on what the ones before left
-        other.import_(tmp_path / str(i), chain=False)
+        removed = seen[i - 1].keys() - rows.keys() if i else set()
+        report = other.import_(tmp_path / str(i), chain=False)
+        assert report.rows_removed == ({1: len(removed)} if i else {})
+        for key in list(removed)[:1]:
+            assert other.get_rows(1, keys_of(key)).explain(0).endswith("by an import")
         assert stored(other, 1) == rows
     whole = open_storage("whole", clock=clock)
     whole.import_(tmp_path / "3")

@@ -260,17 +260,33 @@ def test_a_variable_is_reused_as_it_is_or_not_at_all(open_storage: OpenStorage) 
         variable([a, b], reuse=True)
 
 
+def test_all_that_is_said_again_of_an_open_variable_must_agree(storage: PyStorage) -> None:
+    said: dict[str, Any] = {
+        "optimizer": PyOptimizer({"name": "sgd", "gamma": 1.0}, {"name": "cosine_decay", "decay_steps": 10}),
+        "enter_threshold": 2,
+        "constraint": (-1, None),
+        "collections": ["mine"],
+    }
+    rows = variable(storage, **said)
+    assert variable(storage, reuse=True, **said) is rows
+    for other in ({"optimizer": sgd(1.0)}, {"enter_threshold": 3}, {"constraint": (-2, 2)}, {"collections": ["yours"]}):
+        with pytest.raises(GroupConflict, match="is open in this process"):
+            variable(storage, reuse=True, **{**said, **other})
+
+
 def test_a_stored_variable_of_another_kind_is_an_error(open_storage: OpenStorage) -> None:
     with open_storage() as storage:
         variable(storage)
         PyEmbedding(storage, sgd(), PyInitializer(), 4, "plain")
+        PyEmbedding(storage, sgd(), PyInitializer(), 4, "other", variable={"kind": "another"})
     with open_storage() as storage:
         with pytest.raises(DimMismatch, match="dim 4"):
             variable(storage, dim=8)
         with pytest.raises(GroupConflict, match="key_dtype"):
             variable(storage, key_dtype=np.int32)
-        with pytest.raises(GroupConflict, match=r"'plain' is the name of group .*, which is no variable"):
-            variable(storage, "plain")
+        for name in ("plain", "other"):
+            with pytest.raises(GroupConflict, match=f"'{name}' is the name of group .*, which is no variable"):
+                variable(storage, name)
 
 
 def test_the_number_of_parts_may_change_between_openings_of_one_storage(open_storage: OpenStorage) -> None:
@@ -302,11 +318,26 @@ def test_rows_that_would_lie_elsewhere_are_not_looked_for_there(open_storage: Op
         assert variable([a, b]).parts == 4
 
 
+def test_a_storage_that_has_never_had_the_variable_is_not_taken_for_another(open_storage: OpenStorage) -> None:
+    a, b, c = storages(open_storage, 3)
+    variable([a, b]).lookup(np.arange(20))
+    a.close()
+    b.close()
+    with open_storage("a") as a, open_storage("b") as b:
+        for where in ([a, c], [c, b]):
+            with pytest.raises(GroupConflict, match="does not know it"):
+                variable(where)
+        assert c.names() == {}
+        a.drop_group(a.names()["test/rows"])
+        b.shrink(max_age=0)
+        assert variable([a, b]).lookup(np.arange(20)).any()  # as after a kill while it was being made
+
+
 def test_a_number_that_is_taken_on_one_of_the_storages_is_an_error(open_storage: OpenStorage) -> None:
     a, b = storages(open_storage, 2)
     number = variable(a, "probe").config.group
     PyEmbedding(b, sgd(), PyInitializer(), 2, number)
-    with pytest.raises(GroupConflict, match=f"is group {number} in .*, and would be group {number + 1} in"):
+    with pytest.raises(GroupConflict, match=f"is group {number} in .*, and cannot be that in"):
         variable([open_storage("c"), b], "probe")
     assert b.names() == {}
 

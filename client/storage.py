@@ -1,7 +1,6 @@
 """`PyStorage`: a store, in this process or on a server."""
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,7 +16,7 @@ from rockbed.client.backend import Backend
 from rockbed.client.connection import Connection
 from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.client.request_ids import RequestId, checked_client, checked_request
-from rockbed.client.target import must_be_default
+from rockbed.client.target import must_be_default, must_be_directory
 from rockbed.config import GroupConfig, StoreConfig
 from rockbed.errors import InvalidConfig, WrongDtype
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
@@ -27,8 +26,6 @@ from rockbed.types import F32, I64, U64
 
 if TYPE_CHECKING:
     from rockbed.client.embedding import PyEmbedding
-
-_ADDRESS = re.compile(r"[\w.-]+:\d+")
 
 
 class PyStorage:
@@ -107,13 +104,7 @@ class PyStorage:
             from rockbed.client.embedded import Embedded
             from rockbed.server.engine import Engine
 
-            if connection is not None:
-                raise InvalidConfig(f"{self._target} is a directory: a connection is for grpc://HOST:PORT")
-            if isinstance(target, str) and ("://" in target or _ADDRESS.fullmatch(target)):
-                raise InvalidConfig(
-                    f"{target!r} looks like an address: a server is grpc://HOST:PORT, with TLS grpcs://HOST:PORT (a "
-                    "directory of this name is pathlib.Path(...))"
-                )
+            must_be_directory(target, connection)
             self.backend = Embedded(Engine(target, config, clock=clock))
 
     @property

@@ -1,11 +1,15 @@
 """Where a server is, as users write it, and what cannot be given along with it."""
 
+import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import fields
 
 from rockbed.config import StoreConfig
 from rockbed.errors import InvalidConfig
+
+_ADDRESS = re.compile(r"[\w.-]+:\d+")
 
 
 def url(server: str) -> str:
@@ -26,6 +30,17 @@ def address(target: str) -> str:
     if not host or not colon or not port.isdigit() or not 0 < int(port) < 65_536 or "/" in host:
         raise InvalidConfig(f"{target!r} names no server: give grpc://HOST:PORT, as in grpc://127.0.0.1:7400")
     return f"{host}:{port}"
+
+
+def must_be_directory(target: str | os.PathLike[str], connection: object) -> None:
+    """Raise InvalidConfig for a directory that is opened with a connection, or for what looks like an address."""
+    if connection is not None:
+        raise InvalidConfig(f"{target} is a directory: a connection is for grpc://HOST:PORT")
+    if isinstance(target, str) and ("://" in target or _ADDRESS.fullmatch(target)):
+        raise InvalidConfig(
+            f"{target!r} looks like an address: a server is grpc://HOST:PORT, with TLS grpcs://HOST:PORT (a directory "
+            "of this name is pathlib.Path(...))"
+        )
 
 
 def must_be_default(target: str, config: StoreConfig, clock: Callable[[], float]) -> None:

@@ -35,7 +35,7 @@ def import_(
     engine.check_open()
     engine.must_be_writable("import")
     chain = chain_of(path) if options.chain else [path]
-    exports = [(each, _chosen(each, sources_of(each), options)) for each in chain]
+    exports = [(each, _chosen(each, sources_of(each), options, whole=each == path)) for each in chain]
     tell = progress or (lambda done, total: None)
     total = sum(source.rows for _, sources in exports for source in sources)
     _check(engine, exports, options, lambda: tell(0, total))
@@ -93,10 +93,11 @@ def _remove(engine: "Engine", group: Group, keys: I64) -> int:
     return removed
 
 
-def _chosen(path: Path, sources: list[Source], options: ImportOptions) -> list[Source]:
+def _chosen(path: Path, sources: list[Source], options: ImportOptions, *, whole: bool) -> list[Source]:
+    """Those that are asked for. whole: all of them must be there; what an export goes on from may have had fewer."""
     there = [source.number for source in sources]
     absent = [group for group in options.groups or () if group not in there]
-    if absent:
+    if absent and whole:
         raise UnknownGroup(f"{path} has no group {absent[0]} (it has: {', '.join(map(str, there)) or 'none'})")
     return [source for source in sources if options.groups is None or source.number in options.groups]
 

@@ -65,7 +65,7 @@ _GROUP = (
     _Family("inserts_total", "inserts", "Rows created."),
     _Family("not_admitted_total", "not_admitted", "Keys looked up in training that the admission rule gave no row."),
     _Family("expired_total", "expired", "Rows found expired, or swept."),
-    _Family("removed_total", "removed", "Rows removed by shrink."),
+    _Family("removed_total", "removed", "Rows removed by shrink, or by an import of what has changed."),
     _Family("evictions_total", "evictions", "Rows that left memory for the disk."),
     _Family("push_keys_total", "push_keys", "Keys pushed."),
     _Family("updates_total", "updates", "Rows updated, once a push."),

@@ -16,6 +16,7 @@ from rockbed import (
     ReadOnlyStorage,
     StorageCorrupt,
     StoreNotFound,
+    UnknownGroup,
 )
 from rockbed.server import exporting, importing
 from rockbed.slots import slots_of
@@ -85,6 +86,20 @@ def test_a_row_that_was_removed_and_began_anew_is_a_change(
     assert (report.rows_written, report.rows_removed) == ({0: 1}, {0: 1})
     report = _export(storage, tmp_path / "c", since=tmp_path / "b")
     assert (report.rows_written, report.rows_removed) == ({0: 0}, {0: 0})
+
+
+def test_a_group_may_join_a_chain(open_storage: OpenStorage, tmp_path: Path) -> None:
+    storage, random = open_storage(), np.random.default_rng(8)
+    _train(storage, random)
+    _export(storage, tmp_path / "a", slots=True)
+    _train(storage, random, group=2)
+    report = _export(storage, tmp_path / "b", since=tmp_path / "a", slots=True)
+    assert report.rows_written == {1: 0, 2: len(stored(storage, 2))}
+    other = open_storage("other")
+    other.import_(tmp_path / "b", groups=[1, 2])
+    assert [stored(other, group) for group in (1, 2)] == [stored(storage, group) for group in (1, 2)]
+    with pytest.raises(UnknownGroup):
+        other.import_(tmp_path / "b", groups=[3])
 
 
 def test_expired_and_filtered_rows_are_gone(open_storage: OpenStorage, clock: Clock, tmp_path: Path) -> None:

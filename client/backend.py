@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from rockbed.bags import Bags
 from rockbed.config import GroupConfig
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
-from rockbed.requests import ExportOptions, Gradients, ImportOptions, PutRows, Request
-from rockbed.types import F32, I64
+from rockbed.requests import AdaptiveKeys, ExportOptions, Gradients, ImportOptions, PutRows, Request, ShrinkOptions
+from rockbed.types import F32, I64, Bool
 
 
 class Backend(Protocol):
@@ -61,6 +61,12 @@ class Backend(Protocol):
         nothing any more, or for another's batch; then nothing was applied.
         """
 
+    def adaptive_lookup(self, asked: AdaptiveKeys, out: F32, *, train: bool) -> tuple[Bool, int]:
+        """Fill out float32[n, dim], C-contiguous, with rows of an adaptive variable, in as few calls as may be.
+
+        Returns bool[n], True where it is the exact row, and how many exact rows were made.
+        """
+
     def put_rows(self, group: int, rows: PutRows, *, mode: str) -> int:
         """See PyStorage.put_rows."""
 
@@ -85,16 +91,7 @@ class Backend(Protocol):
     def stats(self) -> dict[str, Any]:
         """See PyStorage.stats."""
 
-    def shrink(
-        self,
-        *,
-        group: int | None,
-        max_age_s: float | None,
-        min_count: int | None,
-        min_norm: float | None,
-        dry_run: bool,
-        progress: Callable[[int, int], None] | None,
-    ) -> ShrinkReport:
+    def shrink(self, options: ShrinkOptions, progress: Callable[[int, int], None] | None) -> ShrinkReport:
         """See PyStorage.shrink."""
 
     def dump(self, path: Path, condition: Mapping[str, Any]) -> int:

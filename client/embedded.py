@@ -8,8 +8,9 @@ from rockbed.allocation import keep_large_blocks
 from rockbed.bags import Bags
 from rockbed.config import GroupConfig
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
-from rockbed.requests import ExportOptions, Gradients, ImportOptions, PutRows, Request
+from rockbed.requests import AdaptiveKeys, ExportOptions, Gradients, ImportOptions, PutRows, Request, ShrinkOptions
 from rockbed.server import (
+    adaptive,
     checking,
     checkpointing,
     dropping,
@@ -25,7 +26,7 @@ from rockbed.server import (
 from rockbed.server.engine import Engine
 from rockbed.server.kept_batches import apply_kept
 from rockbed.server.serving import Serving
-from rockbed.types import F32, I64
+from rockbed.types import F32, I64, Bool
 
 _OWNER = ""  # of batches that are kept: in one process there is nobody else
 
@@ -87,6 +88,9 @@ class Embedded:
 
         return push(batch) if handle is None else apply_kept(engine, handle, _OWNER, request, push)
 
+    def adaptive_lookup(self, asked: AdaptiveKeys, out: F32, *, train: bool) -> tuple[Bool, int]:
+        return adaptive.lookup(self.engine, asked, out, train=train)
+
     def put_rows(self, group: int, rows: PutRows, *, mode: str) -> int:
         return putting.put(self.engine, group, rows, mode=mode)
 
@@ -113,25 +117,8 @@ class Embedded:
     def stats(self) -> dict[str, Any]:
         return statistics.collect(self.engine)
 
-    def shrink(
-        self,
-        *,
-        group: int | None,
-        max_age_s: float | None,
-        min_count: int | None,
-        min_norm: float | None,
-        dry_run: bool,
-        progress: Callable[[int, int], None] | None,
-    ) -> ShrinkReport:
-        return shrinking.shrink(
-            self.engine,
-            group=group,
-            max_age_s=max_age_s,
-            min_count=min_count,
-            min_norm=min_norm,
-            dry_run=dry_run,
-            progress=progress,
-        )
+    def shrink(self, options: ShrinkOptions, progress: Callable[[int, int], None] | None) -> ShrinkReport:
+        return shrinking.shrink(self.engine, options, progress)
 
     def dump(self, path: Path, condition: Mapping[str, Any]) -> int:
         return dumping.dump(self.engine, path, condition)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rockbed.adaptive_messages import adaptive_request, mask_from
 from rockbed.bags import Bags
 from rockbed.client.arrays import checked_group
 from rockbed.client.connection import Connection
@@ -23,8 +24,17 @@ from rockbed.errors import BatchTooLarge, InvalidConfig, ServerError
 from rockbed.fused_messages import fused_lookup_request, fused_push_request
 from rockbed.messages import lookup_many_request, lookup_request, push_request
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
-from rockbed.requests import CONNECTION, ExportOptions, Gradients, ImportOptions, PutRows, Request, check_shrink
-from rockbed.types import F32, I64
+from rockbed.requests import (
+    CONNECTION,
+    AdaptiveKeys,
+    ExportOptions,
+    Gradients,
+    ImportOptions,
+    PutRows,
+    Request,
+    ShrinkOptions,
+)
+from rockbed.types import F32, I64, Bool
 from rockbed.v1 import admin_pb2, embedding_pb2
 from rockbed.wire import (
     FLOAT32,
@@ -210,6 +220,16 @@ class Remote:
                 "(Connection(precision='bfloat16'))"
             )
 
+    def adaptive_lookup(self, asked: AdaptiveKeys, out: F32, *, train: bool) -> tuple[Bool, int]:
+        used, made = np.empty(asked.keys.size, np.bool_), 0
+        for part in self._parts(asked.keys.size, max(out.shape[1], 5)):  # an id asked for takes 17 bytes
+            message = adaptive_request(asked.part(part), train, self._precision)
+            answer = self._ask("AdaptiveLookup", message)
+            floats_into(out[part], answer.weights, self._precision, "the weights from the server")
+            used[part] = mask_from(answer.mask, used[part].size)
+            made += answer.migrated
+        return used, made
+
     def put_rows(self, group: int, rows: PutRows, *, mode: str) -> int:
         message = admin_pb2.PutRowsRequest(
             group=group,
@@ -272,22 +292,10 @@ class Remote:
         found["groups"] = _by_group(found["groups"])
         return found
 
-    def shrink(
-        self,
-        *,
-        group: int | None,
-        max_age_s: float | None,
-        min_count: int | None,
-        min_norm: float | None,
-        dry_run: bool,
-        progress: Callable[[int, int], None] | None,
-    ) -> ShrinkReport:
-        if group is not None:
-            group = checked_group(group)
-        check_shrink(max_age_s, min_count, min_norm)
-        request = admin_pb2.ShrinkRequest(
-            group=group, max_age_s=max_age_s, min_count=min_count, min_norm=min_norm, dry_run=dry_run
-        )
+    def shrink(self, options: ShrinkOptions, progress: Callable[[int, int], None] | None) -> ShrinkReport:
+        if options.group is not None:
+            checked_group(options.group)
+        request = admin_pb2.ShrinkRequest(**asdict(options))
         report = self._told("Shrink", request, progress)
         return ShrinkReport(report["dry_run"], report["rows_seen"], _by_group(report["removed"]))
 

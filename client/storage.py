@@ -8,8 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rockbed.client.ahead import Ahead
 from rockbed.client.arrays import checked_group, checked_keys, checked_rows
 from rockbed.client.backend import Backend
@@ -17,10 +15,10 @@ from rockbed.client.connection import Connection
 from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.client.request_ids import RequestId, checked_client, checked_request
 from rockbed.client.target import must_be_default, must_be_directory
+from rockbed.client.together import checked_lookups, checked_push
 from rockbed.config import GroupConfig, StoreConfig
-from rockbed.errors import InvalidConfig, WrongDtype
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
-from rockbed.requests import ExportOptions, Gradients, ImportOptions
+from rockbed.requests import ExportOptions, ImportOptions, ShrinkOptions
 from rockbed.slots import SLOTS
 from rockbed.types import F32, I64, U64
 
@@ -92,6 +90,7 @@ class PyStorage:
         )
         self._target = str(target)
         self.ahead = Ahead()
+        self.columns: dict[Any, Any] = {}  # what feature columns have opened here
         self.variables: dict[str, Any] = {}  # those that are open, by name: see rockbed.client.variables
         # each end loads what it needs: a client has no use for RocksDB, a store in this process none for gRPC
         self.backend: Backend
@@ -121,14 +120,7 @@ class PyStorage:
         items: (embedding, keys). Returns float32[n, dim] for each, in their order. Raises what PyEmbedding.lookup
         raises, and InvalidConfig for an embedding of another storage.
         """
-        lookups = []
-        for item in items:
-            if not isinstance(item, tuple | list) or len(item) != 2 or not hasattr(item[0], "checked"):
-                raise WrongDtype(f"a lookup takes a list of (PyEmbedding, keys), not of {type(item).__name__}")
-            embedding, keys = item
-            self._must_have(embedding)
-            sent = checked_keys(keys)
-            lookups.append((embedding.group, sent, np.empty((sent.size, embedding.dim), np.float32)))
+        lookups = checked_lookups(self, items)
         self.backend.lookup_many(lookups, train=train)
         return [out for _, _, out in lookups]
 
@@ -143,27 +135,13 @@ class PyStorage:
         Raises what PyEmbedding.apply_gradients raises, RequestTooOld, and InvalidConfig for an embedding of another
         storage.
         """
-        return self.backend.apply_gradients(self._checked(items), checked_request(request))
+        return self.backend.apply_gradients(checked_push(self, items), checked_request(request))
 
     def apply_gradients_async(
         self, items: "Sequence[tuple[PyEmbedding, I64 | U64, F32]]", *, request: RequestId | None = None
     ) -> "Future[bool]":
         """As `apply_gradients`, in a thread: see PyEmbedding.apply_gradients_async."""
-        return self.ahead.push(self.backend.apply_gradients, self._checked(items), checked_request(request))
-
-    def _checked(self, items: "Sequence[tuple[PyEmbedding, I64 | U64, F32]]") -> list[Gradients]:
-        merged = []
-        for item in items:
-            if not isinstance(item, tuple | list) or len(item) != 3 or not hasattr(item[0], "checked"):
-                raise WrongDtype(f"a push takes a list of (PyEmbedding, keys, gradients), not of {type(item).__name__}")
-            embedding, keys, gradients = item
-            self._must_have(embedding)
-            merged.append(embedding.checked(keys, gradients))
-        return merged
-
-    def _must_have(self, embedding: "PyEmbedding") -> None:
-        if embedding.storage is not self:
-            raise InvalidConfig(f"{embedding!r} belongs to another storage than {self!r}")
+        return self.ahead.push(self.backend.apply_gradients, checked_push(self, items), checked_request(request))
 
     def last_request(self, client: str) -> int:
         """The newest request number applied for a client id, 0 where there is none: a trainer resumes after it."""
@@ -229,24 +207,30 @@ class PyStorage:
         max_age: float | None = None,
         min_count: int | None = None,
         min_norm: float | None = None,
+        min_step: int | None = None,
+        returned: bool = False,
         dry_run: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> ShrinkReport:
         """Remove rows: those that have expired, and those that meet any of the conditions given.
 
         group: only this one. max_age: seconds since the last update. min_count: fewer updates than this. min_norm: a
-        smaller L2 norm of the weights than this. dry_run: count, remove nothing. progress: called with (rows looked
-        at, rows in all, as estimated). Returns counts by group and reason. Raises UnknownGroup, InvalidConfig,
-        ReadOnlyStorage.
+        smaller L2 norm of the weights than this. min_step: last updated before this global step, of a group with
+        step="global"; a step that is long past may be known to a 16th of its age only, and rows stay that much longer.
+        returned: of the exact part of an adaptive embedding, the rows of ids that are not frequent any more. Both take
+        one `group`. dry_run: count, remove nothing. progress: called with (rows looked at, rows in all, as estimated).
+        Returns counts by group and reason. Raises UnknownGroup, InvalidConfig, ReadOnlyStorage.
         """
-        return self.backend.shrink(
+        options = ShrinkOptions(
             group=group,
             max_age_s=max_age,
             min_count=min_count,
             min_norm=min_norm,
+            min_step=min_step,
+            returned=returned,
             dry_run=dry_run,
-            progress=progress,
         )
+        return self.backend.shrink(options, progress)
 
     def dump(self, path: str | os.PathLike[str], condition: Parameters | Mapping[str, Any] | None = None) -> int:
         """Write weights to a file in damo-embedding's dump format. Returns the number of rows.
@@ -383,6 +367,7 @@ class PyStorage:
         twice."""
         self.ahead.finish()
         self.variables.clear()
+        self.columns.clear()
         self.backend.close()
 
     def __enter__(self) -> "PyStorage":

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from rockbed.adaptive_messages import read_adaptive_response
 from rockbed.allocation import keep_large_blocks
 from rockbed.client.channel_transport import is_about_tls, not_reached, open_channel
 from rockbed.client.connection import Connection
@@ -50,6 +51,7 @@ class Transport:
         answers = {
             "Lookup": read_lookup_response,
             "LookupMany": read_lookup_many_response,
+            "AdaptiveLookup": read_adaptive_response,
             "FusedLookup": read_fused_lookup_response,
             "ApplyGradients": push,
             "FusedApplyGradients": push,

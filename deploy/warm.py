@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from rockbed import Feature, FusedEmbedding, PyEmbedding, PyInitializer, PyOptimizer, PyStorage, Ragged
+from rockbed import (
+    AdaptiveEmbedding,
+    Feature,
+    Frequency,
+    FusedEmbedding,
+    PyEmbedding,
+    PyInitializer,
+    PyOptimizer,
+    PyStorage,
+    Ragged,
+)
 from rockbed.config import StoreConfig
 from rockbed.optimizers.base import optimizer_names
 from rockbed.server.daemon import Daemon
@@ -60,10 +70,24 @@ def train(storage: PyStorage) -> None:
         rows.lookup(KEYS, train=False)
         storage.get_rows(number, NEVER_SEEN)
     fused(opened[0], opened[-1])
+    adaptive(storage)
     storage.put_rows(0, KEYS[:10], gradients[:10])
     storage.shrink(group=0, min_count=1)  # removes those ten
     storage.flush()
     storage.check()
+
+
+def adaptive(storage: PyStorage) -> None:
+    """Have ids become frequent, and stop being so. Their rows are evicted and read again, as those of `train` are."""
+    rules = PyOptimizer(name="adagrad"), PyInitializer(UNIFORM)
+    threshold = Frequency(enter=2, half_life=4 * KEYS.size)
+    rows = AdaptiveEmbedding(storage, *rules, DIM, "adaptive", KEYS.size // 10, threshold=threshold)
+    for _ in range(4):
+        found = rows.lookup(KEYS)
+        found.apply_gradients(np.ones_like(found.rows))
+    rows.lookup(NEVER_SEEN, train=False)
+    rows.drop_returned()
+    rows.report()
 
 
 def fused(summed: PyEmbedding, sequential: PyEmbedding) -> None:

@@ -51,6 +51,7 @@ from rockbed.errors import (
 )
 
 if TYPE_CHECKING:
+    from rockbed.client.adaptive import AdaptiveEmbedding, AdaptiveReport, AdaptiveRows
     from rockbed.client.connection import Connection
     from rockbed.client.embedding import PyEmbedding
     from rockbed.client.feature import Feature
@@ -74,14 +75,19 @@ if TYPE_CHECKING:
     from rockbed.client.variable_lookup import embedding_lookup, embedding_lookup_sparse, safe_embedding_lookup_sparse
     from rockbed.client.variable_scope import AUTO_REUSE, variable_scope
     from rockbed.client.variables import get_collection
+    from rockbed.server.frequency import Frequency
 
 __all__ = [
     "AUTO_REUSE",
+    "AdaptiveEmbedding",
+    "AdaptiveReport",
+    "AdaptiveRows",
     "Connection",
     "embedding_lookup",
     "embedding_lookup_sparse",
     "Feature",
     "fixed_size_partitioner",
+    "Frequency",
     "FusedEmbedding",
     "FusedOutput",
     "get_collection",
@@ -148,11 +154,15 @@ __all__ = [
 
 _LAZY = {
     "AUTO_REUSE": "rockbed.client.variable_scope",
+    "AdaptiveEmbedding": "rockbed.client.adaptive",
+    "AdaptiveReport": "rockbed.client.adaptive",
+    "AdaptiveRows": "rockbed.client.adaptive",
     "Connection": "rockbed.client.connection",
     "embedding_lookup": "rockbed.client.variable_lookup",
     "embedding_lookup_sparse": "rockbed.client.variable_lookup",
     "Feature": "rockbed.client.feature",
     "fixed_size_partitioner": "rockbed.client.partitioners",
+    "Frequency": "rockbed.server.frequency",
     "FusedEmbedding": "rockbed.client.fused",
     "FusedOutput": "rockbed.client.fused",
     "get_collection": "rockbed.client.variables",
@@ -177,7 +187,7 @@ _LAZY = {
 }
 
 
-_LAZY_MODULES = ("torch",)  # what they need is large, and not everybody has it
+_LAZY_MODULES = ("feature_column", "torch")  # what they need is loaded when somebody wants it
 
 
 def __getattr__(name: str) -> Any:

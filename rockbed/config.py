@@ -131,7 +131,7 @@ class GroupConfig:
     not_finite: str = "reject"  # NaN or Inf in a gradient: "reject" the whole push, or "skip_row" (counted)
     padding_key: int | None = None  # a key that stands for nothing: zeros, no row, no gradient
     name: str | None = None  # in the store's catalogue, where no two groups have the same
-    variable: Named | None = None  # what clients built on the group, theirs to read; fixed, but for its "parts"
+    variable: Named | None = None  # what clients built on the group, fixed, but for its "parts" and "threshold"
 
     def __post_init__(self) -> None:
         _plain(self)

@@ -13,7 +13,7 @@ from rockbed.types import F32, I64, U8, Bool
 @dataclass(slots=True)
 class ShrinkReport:
     """What shrink removed, or would remove. removed: group -> reason -> rows; a row counts under the first reason that
-    fits, in the order expired, age, count, norm."""
+    fits, in the order expired, age, count, norm, step, returned; the last two stand there if they were asked for."""
 
     dry_run: bool
     rows_seen: int = 0

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rockbed.config import FLOAT32_MAX, GROUPS, SECONDS_MAX, number_problems, whole_problems
 from rockbed.errors import InvalidConfig
 from rockbed.slots import SLOTS
-from rockbed.types import F32, I64
+from rockbed.types import F32, I64, Bool
 
 STEP_MAX = 1 << 62  # of a global step
 CONNECTION = "auto-"
@@ -48,6 +48,26 @@ class PutRows:
     update_time_ms: I64 | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AdaptiveKeys:
+    """What is looked up in an adaptive variable.
+
+    static, exact: the groups of its parts. keys: int64[n], ids; buckets: int64[n], the static row of each. mask:
+    bool[n], True where the exact row is wanted; None = where the store finds the id frequent.
+    """
+
+    static: int
+    exact: int
+    keys: I64
+    buckets: I64
+    mask: Bool | None = None
+
+    def part(self, positions: slice) -> "AdaptiveKeys":
+        """Some of it."""
+        mask = None if self.mask is None else self.mask[positions]
+        return replace(self, keys=self.keys[positions], buckets=self.buckets[positions], mask=mask)
+
+
 PUT_MODES = ("replace", "keep")
 """What becomes of a row that exists already: it is replaced, or kept."""
 
@@ -62,11 +82,26 @@ def _condition_problems(max_age_s: float | None, min_count: float | None, min_no
     ]
 
 
-def check_shrink(max_age_s: float | None, min_count: float | None, min_norm: float | None) -> None:
-    """Raise InvalidConfig with every condition that cannot be."""
-    problems = _condition_problems(max_age_s, min_count, min_norm)
-    if problems:
-        raise InvalidConfig("shrink: " + "; ".join(problems))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShrinkOptions:
+    """What shrink removes: see PyStorage.shrink. Raises InvalidConfig with every problem."""
+
+    group: int | None = None  # None = all
+    max_age_s: float | None = None
+    min_count: float | None = None
+    min_norm: float | None = None
+    min_step: int | None = None
+    returned: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        problems = _condition_problems(self.max_age_s, self.min_count, self.min_norm)
+        if self.min_step is not None:
+            problems += whole_problems("min_step", self.min_step, 1, STEP_MAX)
+        if self.group is None and (self.min_step is not None or self.returned):
+            problems.append("min_step and returned are about one group: name it")
+        if problems:
+            raise InvalidConfig("shrink: " + "; ".join(problems))
 
 
 def _groups_problems(groups: Any) -> list[str]:

@@ -12,6 +12,7 @@ with extra("torch"):
         FrozenEmbedding,
         FrozenEmbeddingBag,
         accumulate,
+        input_layer,
         join_ranks,
         prefetching,
     )
@@ -25,6 +26,7 @@ __all__ = [
     "FrozenEmbedding",
     "FrozenEmbeddingBag",
     "accumulate",
+    "input_layer",
     "join_ranks",
     "prefetching",
 ]

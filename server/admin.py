@@ -15,7 +15,7 @@ from rockbed._version import __version__
 from rockbed.config import GroupConfig
 from rockbed.errors import InvalidConfig, PermissionDenied
 from rockbed.reports import ShrinkReport
-from rockbed.requests import PUT_MODES, ExportOptions, ImportOptions
+from rockbed.requests import PUT_MODES, ExportOptions, ImportOptions, ShrinkOptions
 from rockbed.server import (
     checking,
     checkpointing,
@@ -164,12 +164,13 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
 
     def Shrink(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         with answered(context):
-            conditions = _given(request, "group", "max_age_s", "min_count", "min_norm")
-            self._caller(context, conditions["group"], "shrink")
-            self._say(context, "shrink %s%s", conditions, " (dry run)" if request.dry_run else "")
+            given = _given(request, "group", "max_age_s", "min_count", "min_norm", "min_step")
+            options = ShrinkOptions(**given, returned=request.returned, dry_run=request.dry_run)
+            self._caller(context, options.group, "shrink")
+            self._say(context, "shrink %s", options)
 
             def work(progress: Progress) -> ShrinkReport:
-                return shrinking.shrink(self._serving.engine, **conditions, dry_run=request.dry_run, progress=progress)
+                return shrinking.shrink(self._serving.engine, options, progress)
 
             yield from told(context, pb.ShrinkProgress, work)
 

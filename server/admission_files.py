@@ -1,9 +1,10 @@
-"""The counters of admission rules on disk: one .npz a group, replaced at a flush where they have changed."""
+"""What lookups count, on disk: one .npz a group for its admission rule, and one for an adaptive variable's counts,
+replaced at a flush where they have changed."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,10 +12,21 @@ from rockbed.errors import StorageCorrupt
 from rockbed.interrupts import Uninterrupted
 from rockbed.server.group import Group
 from rockbed.storage.files import os_errors, write_atomically
+from rockbed.types import AnyArray
+
+
+class _Counts(Protocol):
+    def state(self) -> dict[str, AnyArray]: ...
+
+    def restore(self, state: Mapping[str, AnyArray]) -> None: ...
+
+
+def _files(directory: Path, number: int) -> tuple[Path, Path]:
+    return directory / f"{number}.npz", directory / f"{number}.adaptive.npz"
 
 
 def save(directory: Path, groups: Iterable[Group]) -> None:
-    """Write the counters of each group that has an admission rule and counted since they were written last."""
+    """Write the counts of each group that has counted since they were written last."""
     for group in groups:
         with Uninterrupted():
             _save(directory, group)
@@ -22,34 +34,51 @@ def save(directory: Path, groups: Iterable[Group]) -> None:
 
 def _save(directory: Path, group: Group) -> None:
     with group.lock:
-        if group.admission is None or not group.admission_changed:
-            return
-        state = group.admission.state()
-        group.admission_changed = False
+        admission = group.admission.state() if group.admission is not None and group.admission_changed else None
+        adaptive = group.adaptive.state() if group.adaptive is not None and group.adaptive.changed else None
+        _changed(group, admission is not None, adaptive is not None, to=False)
     try:
-        buffer = io.BytesIO()
-        np.savez(buffer, **dict[str, Any](state))
-        write_atomically(directory / f"{group.number}.npz", buffer.getvalue())
+        for path, state in zip(_files(directory, group.number), (admission, adaptive), strict=True):
+            if state is not None:
+                buffer = io.BytesIO()
+                np.savez(buffer, **dict[str, Any](state))
+                write_atomically(path, buffer.getvalue())
     except BaseException:
-        group.admission_changed = True
+        _changed(group, admission is not None, adaptive is not None, to=True)
         raise
+
+
+def _changed(group: Group, admission: bool, adaptive: bool, *, to: bool) -> None:
+    if admission:
+        group.admission_changed = to
+    if adaptive and group.adaptive is not None:
+        group.adaptive.changed = to
 
 
 def load(directory: Path, groups: Iterable[Group]) -> None:
     """Read what `save` wrote. Raises StorageCorrupt."""
     for group in groups:
-        path = directory / f"{group.number}.npz"
-        if group.admission is None or not path.is_file():
-            continue
-        with os_errors(f"reading {path}"):
-            content = io.BytesIO(path.read_bytes())
-        try:
-            with np.load(content, allow_pickle=False) as stored:
-                group.admission.restore({name: stored[name] for name in stored.files})
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever zipfile and numpy stumble over: they have no error of their own for it
-            raise StorageCorrupt(
-                f"{path} is damaged ({error or type(error).__name__}): remove it to begin counting anew, or restore a "
-                "checkpoint"
-            ) from error
+        for path, counts in zip(_files(directory, group.number), (group.admission, group.adaptive), strict=True):
+            if counts is not None and path.is_file():
+                _load(path, counts)
+
+
+def _load(path: Path, counts: _Counts) -> None:
+    with os_errors(f"reading {path}"):
+        content = io.BytesIO(path.read_bytes())
+    try:
+        with np.load(content, allow_pickle=False) as stored:
+            counts.restore({name: stored[name] for name in stored.files})
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever zipfile and numpy stumble over: they have no error of their own for it
+        raise StorageCorrupt(
+            f"{path} is damaged ({error or type(error).__name__}): remove it to begin counting anew, or restore a "
+            "checkpoint"
+        ) from error
+
+
+def remove(directory: Path, number: int) -> None:
+    """Remove the files of a group that is gone."""
+    for path in _files(directory, number):
+        path.unlink(missing_ok=True)

@@ -61,7 +61,7 @@ class DevicePrepared:
         group.counters.gradient_square_sum += total
         group.gradient_norm.note(math.sqrt(largest))
         if self.step >= 0:
-            group.global_step = self.step
+            group.stepped(self.step, lsn)
 
     def release(self, *, undo: bool) -> None:
         """Let the rows be evicted again; with `undo`, forget those that were created for this push."""

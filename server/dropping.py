@@ -4,6 +4,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from rockbed.errors import RockbedError
+from rockbed.server import admission_files
 from rockbed.server.group import Group
 from rockbed.storage.entries import Kind, drop_parts
 from rockbed.storage.files import os_errors
@@ -53,4 +54,4 @@ def erase(engine: "Engine", group: Group) -> None:
     group.tier = None
     if not engine.config.read_only:
         with os_errors(f"removing the counts of group {number}"):
-            (engine.directory / "admission" / f"{number}.npz").unlink(missing_ok=True)
+            admission_files.remove(engine.directory / "admission", number)

@@ -265,7 +265,7 @@ class Engine:
         if self.journal.last_lsn > self.flushed_lsn:
             return True
         # what lookups change is in no journal entry
-        return any(g.admission_changed or g.table.dirty_count() for g in list(self.groups.values()))
+        return any(g.counts_changed or g.table.dirty_count() for g in list(self.groups.values()))
 
     def catalog(self, flushed_lsn: int) -> Catalog:
         """What the store is now, for a journal that is replayed from `flushed_lsn` on."""

@@ -38,8 +38,9 @@ def must_fit(stored: GroupConfig, asked: GroupConfig) -> None:
 
 
 def _lasting(config: GroupConfig) -> dict[str, Any]:
-    """What may not change of a group's variable: all but over how many parts clients spread its rows."""
-    return {name: value for name, value in (config.variable or {}).items() if name != "parts"}
+    """What may not change of a group's variable: all but over how many parts clients spread its rows, and from what
+    count on an id is frequent."""
+    return {name: value for name, value in (config.variable or {}).items() if name not in ("parts", "threshold")}
 
 
 def called(config: GroupConfig) -> str:

@@ -11,11 +11,13 @@ import numpy as np
 from rockbed.config import GroupConfig
 from rockbed.errors import FormatTooNew, StorageCorrupt, UnknownGroup
 from rockbed.interrupts import GuardedLock
+from rockbed.server.adaptive_counts import AdaptiveCounts
 from rockbed.server.admission import Admission, make_admission
 from rockbed.server.counters import Counters
 from rockbed.server.host import Host
 from rockbed.server.recent import RecentMaximum
 from rockbed.server.rules import rules_of
+from rockbed.server.step_marks import StepMarks
 from rockbed.server.tier import Moved, Tier
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.hot import HotTable, NeedSpace
@@ -58,7 +60,9 @@ class Group:
         self.initial_state: F32 = self.optimizer.initial_state(config.dim)
         self.admission: Admission | None = self._make_admission(config)
         self.admission_changed = False  # since its counts were saved
+        self.adaptive = AdaptiveCounts.of(config)
         self.global_step = 0
+        self.step_marks = StepMarks()
         self.lives_longer = False  # than when it was opened: RocksDB would drop its rows by the old TTL
         self._on_disk = on_disk
         self.dropped = False  # for ever: a group of the same number is another
@@ -72,6 +76,7 @@ class Group:
     def rehearse(self, config: GroupConfig) -> None:
         """Raise what `change` would raise: the journal must not hold a config that no replay can take."""
         rules_of(config)
+        AdaptiveCounts.of(config)
         if config.admission != self.config.admission:
             self._make_admission(config)
 
@@ -85,8 +90,20 @@ class Group:
             if before is not None and self.admission is not None:
                 self.admission.restore(before.state())  # takes over the counts that mean something to the new rule
             self.admission_changed = True
+        if self.adaptive is not None and config.variable != self.config.variable:
+            self.adaptive = self.adaptive.changed_to(config)
         self.config = config
         self.lives_longer |= expired and not 0 < self.ttl_ms <= before_ms
+
+    @property
+    def counts_changed(self) -> bool:
+        """Whether lookups were counted since the counts were saved."""
+        return self.admission_changed or (self.adaptive is not None and self.adaptive.changed)
+
+    def stepped(self, step: int, lsn: int) -> None:
+        """A push at a global step was applied, journal entry `lsn`. With the lock held."""
+        self.global_step = step
+        self.step_marks.note(step, lsn)
 
     def must_exist(self) -> None:
         """Raise UnknownGroup for a group that was dropped since the caller found it. With the lock held."""
@@ -275,7 +292,12 @@ class Group:
 
     def snapshot(self) -> dict[str, Any]:
         """What the catalog holds of the group."""
-        return {"config": self.config.to_json(), "rows": self.counters.rows, "global_step": self.global_step}
+        return {
+            "config": self.config.to_json(),
+            "rows": self.counters.rows,
+            "global_step": self.global_step,
+            "step_marks": self.step_marks.snapshot(),
+        }
 
     def statistics(self) -> dict[str, Any]:
         """Counters and sizes. Takes the lock."""
@@ -296,4 +318,10 @@ class Group:
                 "device_dirty_rows": device_dirty,
                 "evictions": table.evictions,
                 "admission_bytes": self.admission.memory_bytes() if self.admission else 0,
+                **self._of_adaptive(),
             }
+
+    def _of_adaptive(self) -> dict[str, Any]:
+        if self.adaptive is None:
+            return {}
+        return {"adaptive": {"row_bytes": self.record_bytes, **self.adaptive.statistics()}}

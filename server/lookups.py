@@ -26,11 +26,11 @@ def lookup(group: Group, keys: I64, out: F32, *, train: bool) -> None:
     must_take(group.config, keys.size, out)
     now_ms = group.host.now_ms()
     with group.lock:
-        rows, missing = _find(group, keys, now_ms, train=train)
+        rows, missing = find_rows(group, keys, now_ms, train=train)
         group.table.gather(rows, out)
         left = group.table.left
     if missing:
-        positions, distinct, inverse, counts = _absent(group, keys, rows)
+        positions, distinct, inverse, counts = absent_keys(group, keys, rows)
         out[positions] = _look_up_absent(group, distinct, counts, now_ms, left, train=train)[inverse]
 
 
@@ -49,7 +49,7 @@ def prefetch(group: Group, keys: I64) -> tuple[int, int]:
         left = group.table.left
     absent = distinct[group.not_padding(distinct, np.flatnonzero(rows < 0))]
     nowhere = missing - absent.size  # the padding key
-    for piece in _pieces(group, absent.size):
+    for piece in pieces(group, absent.size):
         part = absent[piece]
         scratch = np.empty((part.size, group.config.dim), np.float32)
         none = np.zeros(part.size, np.int64)
@@ -57,7 +57,7 @@ def prefetch(group: Group, keys: I64) -> tuple[int, int]:
     return distinct.size - nowhere, nowhere
 
 
-def _find(group: Group, keys: I64, now_ms: int, *, train: bool) -> tuple[I64, int]:
+def find_rows(group: Group, keys: I64, now_ms: int, *, train: bool) -> tuple[I64, int]:
     """The row of each key, int64[n], and how many have none in memory (-1): what can get one at once has got it."""
     group.must_be_in_memory()
     rows, missing = group.table.find(keys)
@@ -82,12 +82,12 @@ def pool(group: Group, bags: CleanBags, out: F32, column: int, *, train: bool) -
     """
     now_ms = group.host.now_ms()
     with group.lock:
-        rows, missing = _find(group, bags.keys, now_ms, train=train)
+        rows, missing = find_rows(group, bags.keys, now_ms, train=train)
         left = group.table.left
         if not missing:
             _combine(group, bags, rows, np.empty((0, group.config.dim), np.float32), out, column)
             return rows, left
-    _, distinct, _, counts = _absent(group, bags.keys, rows)
+    _, distinct, _, counts = absent_keys(group, bags.keys, rows)
     weights = _look_up_absent(group, distinct, counts, now_ms, left, train=train)
     while True:
         with group.lock:
@@ -96,7 +96,7 @@ def pool(group: Group, bags: CleanBags, out: F32, column: int, *, train: bool) -
             rows, _ = group.table.find(bags.keys)
             group.hide_padding(bags.keys, rows)
             group.expire(bags.keys, rows, now_ms, restart=train)
-            positions, absent, inverse, counts = _absent(group, bags.keys, rows)
+            positions, absent, inverse, counts = absent_keys(group, bags.keys, rows)
             at = np.minimum(np.searchsorted(distinct, absent), max(distinct.size - 1, 0))
             known = distinct[at] == absent if distinct.size else np.zeros(absent.size, np.bool_)
             if known.all():
@@ -136,7 +136,7 @@ def _combine(group: Group, bags: CleanBags, rows: I64, absent: F32, out: F32, co
 # --- keys that are not in memory ---
 
 
-def _absent(group: Group, keys: I64, rows: I64) -> tuple[I64, I64, I64, I64]:
+def absent_keys(group: Group, keys: I64, rows: I64) -> tuple[I64, I64, I64, I64]:
     """The positions whose row is -1, the distinct keys there, which of them each position has, and how often each
     occurs. The padding key counts as none."""
     positions = group.not_padding(keys, np.flatnonzero(rows < 0))
@@ -147,12 +147,13 @@ def _absent(group: Group, keys: I64, rows: I64) -> tuple[I64, I64, I64, I64]:
 def _look_up_absent(group: Group, keys: I64, counts: I64, now_ms: int, left: int, *, train: bool) -> F32:
     """The weights of distinct keys, which were not in memory when `table.left` was `left`: float32[n, dim]."""
     weights = np.empty((keys.size, group.config.dim), np.float32)
-    for piece in _pieces(group, keys.size):
+    for piece in pieces(group, keys.size):
         _look_up_piece(group, keys[piece], counts[piece], weights[piece], now_ms, left, train=train)
     return weights
 
 
-def _pieces(group: Group, n: int) -> Iterator[slice]:
+def pieces(group: Group, n: int) -> Iterator[slice]:
+    """Parts of n absent keys that are dealt with at a time."""
     # rows of a piece all fit in memory together, and what is read from disk for it stays small
     step = min(max(32, group.table.capacity // 4), _PIECE_ROWS)
     return (slice(start, start + step) for start in range(0, n, step))

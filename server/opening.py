@@ -14,6 +14,7 @@ from rockbed.errors import JournalCorrupt, StorageCorrupt, StoreNotFound, StoreP
 from rockbed.server import admission_files, dropping, putting, removal, replaying
 from rockbed.server.group import Group
 from rockbed.server.space import with_space
+from rockbed.server.step_marks import StepMarks
 from rockbed.storage.catalog import Catalog
 from rockbed.storage.checkpoint import PARTS, is_store
 from rockbed.storage.entries import Kind, read_delete, read_drop, read_group, read_push, read_put
@@ -101,6 +102,7 @@ def recover(engine: "Engine") -> None:
         group = Group(GroupConfig.from_json(stored["config"]), engine, on_disk=engine.files.has_any(number))
         group.counters.rows = stored["rows"]
         group.global_step = stored["global_step"]
+        group.step_marks = StepMarks(stored.get("step_marks", ()))
         engine.groups[number] = group
     admission_files.load(engine.directory / "admission", engine.groups.values())
     if not engine.config.read_only:
@@ -191,10 +193,14 @@ def apply_entry(engine: "Engine", entry: Entry) -> None:
     elif entry.kind == Kind.DELETE:
         number, keys, _ = read_delete(entry.payload)
         removal.replay(engine, engine.group(number), np.array(keys), entry.lsn)
-    elif entry.kind == Kind.PUT:
+    elif entry.kind in (Kind.PUT, Kind.COPY):
         stored = read_put(entry.payload)
-        replay = partial(putting.replay, engine.group(stored.group), stored, entry.lsn)
-        with_space(engine, replay, f"replaying the journal of {engine.directory}")
+        group = engine.group(stored.group)
+        with_space(
+            engine, partial(putting.replay, group, stored, entry.lsn), f"replaying the journal of {engine.directory}"
+        )
+        if entry.kind == Kind.COPY and group.adaptive is not None:
+            group.adaptive.copied(stored.keys.size, entry.lsn)
     elif entry.kind == Kind.DROP:
         dropping.erase(engine, engine.group(read_drop(entry.payload)))
     elif entry.kind == Kind.GROUP:

@@ -123,7 +123,7 @@ class Prepared:
         group = self.group
         apply(group, self.rows, self.grads, self._sequential, self.step, now_ms, lsn)
         if self.step >= 0:
-            group.global_step = self.step
+            group.stepped(self.step, lsn)
 
     def release(self, *, undo: bool) -> None:
         """Let the rows be evicted again; with `undo`, forget those that were created for this push."""

@@ -108,7 +108,7 @@ def _put(engine: "Engine", group: Group, sent: Put, *, keep: bool) -> int:
             lsn = engine.journal.append(Kind.PUT, now_ms, put_parts(part))
             done = True
             with engine.must_succeed(lsn):
-                _store(group, rows, part, lsn)
+                store(group, rows, part, lsn)
         finally:
             prepared.release(undo=not done)
         group.counters.puts += part.keys.size
@@ -127,7 +127,8 @@ def _exist(group: Group, keys: I64, now_ms: int) -> Bool:
     return exist
 
 
-def _store(group: Group, rows: I64, put: Put, lsn: int) -> None:
+def store(group: Group, rows: I64, put: Put, lsn: int) -> None:
+    """Overwrite rows in memory, after journal entry `lsn` was written. With the lock held."""
     table = group.table
     data: F32 = table.data
     data[rows] = put.data
@@ -147,6 +148,6 @@ def replay(group: Group, put: Put, lsn: int) -> None:
             if missing:
                 pinned = rows = place_for_replay(group, keys, rows, lsn)
             unseen = table.header[rows, 3] < lsn
-            _store(group, rows[unseen], put.part(unseen), lsn)
+            store(group, rows[unseen], put.part(unseen), lsn)
         finally:
             k.change_flags(table.flags, pinned, k.PINNED, 0)

@@ -33,7 +33,7 @@ def replay(group: Group, section: Section | BagSection, now_ms: int, lsn: int) -
         finally:
             k.change_flags(table.flags, pinned, k.PINNED, 0)
         if section.step >= 0:
-            group.global_step = section.step
+            group.stepped(section.step, lsn)
 
 
 def _sums_of(section: Section | BagSection) -> F32:

@@ -9,7 +9,7 @@ import numpy as np
 from rockbed.server.group import Group
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.record import HEADER_BYTES, headers_of
-from rockbed.types import F32, I64, U8
+from rockbed.types import F32, I64, U8, Bool
 
 if TYPE_CHECKING:
     from rockbed.server.engine import Engine
@@ -17,24 +17,31 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Rows:
-    """Some thousand rows. keys, update_time (ms), update_num: int64[n]; data: float32[n, width], weights then slots."""
+    """Some thousand rows. keys, update_time (ms), update_num, lsn: int64[n]; data: float32[n, width] with slots."""
 
     keys: I64
     update_time: I64
     update_num: I64
+    lsn: I64
     data: F32
+
+    def part(self, wanted: Bool) -> "Rows":
+        """The rows at which `wanted` is true. bool[n]."""
+        numbers = self.keys[wanted], self.update_time[wanted], self.update_num[wanted], self.lsn[wanted]
+        return Rows(*numbers, self.data[wanted])
 
 
 def _from_records(records: U8) -> Rows:
     heads = headers_of(records)
     data = np.ascontiguousarray(records[:, HEADER_BYTES:]).view(np.float32)
     key, update_time, update_num = (np.ascontiguousarray(heads[n]) for n in ("key", "update_time", "update_num"))
-    return Rows(key, update_time, update_num, data)
+    return Rows(key, update_time, update_num, heads["lsn"].astype(np.int64), data)
 
 
 def _from_memory(group: Group, rows: I64) -> Rows:
     header = group.table.header[rows]
-    return Rows(header[:, 0].copy(), header[:, 1].copy(), header[:, 2].copy(), group.table.data[rows])
+    keys, update_time, update_num, lsn = (header[:, column].copy() for column in range(4))
+    return Rows(keys, update_time, update_num, lsn, group.table.data[rows])
 
 
 def scan(engine: "Engine", group: Group) -> Iterator[Rows]:
@@ -52,7 +59,7 @@ def scan(engine: "Engine", group: Group) -> Iterator[Rows]:
         if engine.config.read_only:
             with group.lock:
                 keep = ~_is_dirty(group, rows.keys)
-            rows = Rows(rows.keys[keep], rows.update_time[keep], rows.update_num[keep], rows.data[keep])
+            rows = rows.part(keep)
         if rows.keys.size:
             yield rows
     if engine.config.read_only:
@@ -84,5 +91,6 @@ def current(group: Group, keys: I64) -> Rows:
         np.concatenate([each.keys for each in found]),
         np.concatenate([each.update_time for each in found]),
         np.concatenate([each.update_num for each in found]),
+        np.concatenate([each.lsn for each in found]),
         np.concatenate([each.data for each in found]),
     )

@@ -18,6 +18,7 @@ from rockbed.requests import Gradients
 from rockbed.server.access import Principal, Role
 from rockbed.server.limits import Limits
 from rockbed.server.service_access import Access
+from rockbed.server.service_adaptive import AdaptiveService
 from rockbed.server.service_errors import answered
 from rockbed.server.service_fused import FusedService
 from rockbed.server.service_pushes import Gathering, PushParts
@@ -40,6 +41,7 @@ class EmbeddingService:
         self._access = access
         self._gathering = Gathering(limits)
         self._fused = FusedService(serving, limits, access)
+        self._adaptive = AdaptiveService(serving, limits, access)
 
     def add_to(self, server: grpc.Server) -> None:
         """Have a server answer the service's calls."""
@@ -56,6 +58,7 @@ class EmbeddingService:
                 self.Prefetch, pb.PrefetchRequest.FromString, pb.PrefetchResponse.SerializeToString
             ),
             **self._fused.methods(),
+            **self._adaptive.methods(),
         }
         name = pb.DESCRIPTOR.services_by_name["Embedding"].full_name
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))

@@ -23,6 +23,7 @@ _READ = (
     "LookupMany",
     "LookupStream",
     "FusedLookup",
+    "AdaptiveLookup",
     "Prefetch",
     "ServerInfo",
     "CreateGroup",

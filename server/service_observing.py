@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import grpc
 
+from rockbed.adaptive_messages import AdaptiveRequest
 from rockbed.fused_messages import FusedApplyGradientsRequest, FusedLookupRequest
 from rockbed.messages import ApplyGradientsRequest, LookupRequest
 from rockbed.v1 import embedding_pb2 as pb
@@ -62,6 +63,8 @@ def groups_and_keys(message: Any) -> tuple[list[int], int]:
         return [share.group for share in message.groups], sum(len(share.keys) // 8 for share in message.groups)
     if isinstance(message, FusedLookupRequest | FusedApplyGradientsRequest):  # of a handle nothing is known here
         return [each.group for each in message.features], sum(len(each.keys) // 8 for each in message.features)
+    if isinstance(message, AdaptiveRequest):
+        return [message.static_group, message.exact_group], len(message.keys) // 8
     if isinstance(message, list):  # of LookupMany
         return [each.group for each in message], sum(len(each.keys) // 8 for each in message)
     if isinstance(message, LookupRequest | pb.PrefetchRequest):

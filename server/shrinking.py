@@ -1,12 +1,13 @@
 """Shrink: remove the rows that are not worth keeping."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rockbed.reports import ShrinkReport
-from rockbed.requests import check_shrink
+from rockbed.requests import ShrinkOptions
 from rockbed.server import removal
 from rockbed.server.conditions import REASONS, Conditions
 from rockbed.server.group import Group
@@ -18,36 +19,35 @@ if TYPE_CHECKING:
 
 
 def shrink(
-    engine: "Engine",
-    *,
-    group: int | None,
-    max_age_s: float | None,
-    min_count: int | None,
-    min_norm: float | None,
-    dry_run: bool,
-    progress: Callable[[int, int], None] | None,
+    engine: "Engine", options: ShrinkOptions, progress: Callable[[int, int], None] | None = None
 ) -> ShrinkReport:
     """See PyStorage.shrink."""
     engine.check_open()
-    check_shrink(max_age_s, min_count, min_norm)
-    conditions = Conditions.of(max_age_s, min_count, min_norm)
-    if not dry_run:
+    conditions = Conditions.of(
+        options.max_age_s, options.min_count, options.min_norm, options.min_step, returned=options.returned
+    )
+    if not options.dry_run:
         engine.must_be_writable("shrink (a dry run can)")
-    groups = [engine.group(group)] if group is not None else [g for _, g in sorted(engine.groups.items())]
-    report = ShrinkReport(dry_run)
+    if options.group is None:
+        groups = [group for _, group in sorted(engine.groups.items())]
+    else:
+        groups = [engine.group(options.group)]
+        conditions.must_fit(groups[0])
+    report = ShrinkReport(options.dry_run)
     total = sum(g.counters.rows for g in groups)
     for g in groups:
         counts = np.zeros(len(REASONS), np.int64)
         for rows in scan(engine, g):
-            reason = conditions.reasons(g, rows, engine.now_ms())
-            if not dry_run:
+            with g.lock if options.returned else nullcontext():
+                reason = conditions.reasons(g, rows, engine.now_ms())
+            if not options.dry_run:
                 reason = _remove(engine, g, rows.keys[reason >= 0], conditions)
             counts += np.bincount(reason[reason >= 0], minlength=len(REASONS))
             report.rows_seen += rows.keys.size
             if progress is not None:
                 progress(report.rows_seen, max(total, report.rows_seen))
-        report.removed[g.number] = {name: int(count) for name, count in zip(REASONS, counts, strict=True)}
-    if not dry_run:
+        report.removed[g.number] = {name: int(counts[REASONS.index(name)]) for name in conditions.possible}
+    if not options.dry_run:
         engine.flush()
     return report
 

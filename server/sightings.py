@@ -17,7 +17,7 @@ _AHEAD = 24  # keys between asking for a cache line and using it
 
 
 @inlined
-def _entry(table: I64, key: int) -> Any:
+def entry(table: I64, key: int) -> Any:
     """Where the key is, or the empty entry where it belongs."""
     size = table.shape[0]
     at = home(key, size)
@@ -51,7 +51,7 @@ def _count(
     for i in range(begin, n):
         if i + _AHEAD < n:
             prefetch(table, home(keys[i + _AHEAD], size) * ENTRY_BYTES)
-        at = _entry(table, keys[i])
+        at = entry(table, keys[i])
         before = table[at, 1]
         if before == 0:
             if used >= room:
@@ -77,7 +77,7 @@ def _values(table: I64, keys: I64, out: I64) -> None:
     for i in range(n):
         if i + _AHEAD < n:
             prefetch(table, home(keys[i + _AHEAD], size) * ENTRY_BYTES)
-        out[i] = table[_entry(table, keys[i]), 1]
+        out[i] = table[entry(table, keys[i]), 1]
 
 
 @kernel
@@ -99,12 +99,13 @@ def _move(table: I64, into: I64, halvings: int, all_of_them: bool) -> None:
         elif not all_of_them:
             value = 0
         if value != 0:
-            place = _entry(into, table[at, 0])
+            place = entry(into, table[at, 0])
             into[place, 0] = table[at, 0]
             into[place, 1] = value
 
 
-def _table_for(keys: int) -> I64:
+def table_for(keys: int) -> I64:
+    """An empty table for so many keys."""
     return reserve((keys * 3 // 2 + 16, 2), np.int64)  # a third stays empty, so that probes are short
 
 
@@ -129,7 +130,7 @@ class SightingCounts:
 
     def _clear(self) -> None:
         self._room = min(_FIRST, self._keys_max)
-        self._table = _table_for(self._room)
+        self._table = table_for(self._room)
         self._used = 0
         self._aged = False  # a key that is not in the table may have been seen
 
@@ -162,7 +163,7 @@ class SightingCounts:
         self._aged = True
 
     def _replace(self, halvings: int, *, all_of_them: bool) -> None:
-        table = _table_for(self._room)
+        table = table_for(self._room)
         _move(self._table, table, halvings, all_of_them)
         self._table = table
 
@@ -201,7 +202,7 @@ class SightingCounts:
         entries = np.stack([keys, values], axis=1)
         # more than keys_max where that was lowered since: the next new key ages them
         self._room = max(self._room, min(2 * keys.size, self._keys_max))
-        self._table = _table_for(max(self._room, keys.size))
+        self._table = table_for(max(self._room, keys.size))
         _move(entries, self._table, 0, True)
         self._used = keys.size
         self._aged = bool(aged)

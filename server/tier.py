@@ -6,6 +6,7 @@ import numpy as np
 
 from rockbed.config import GroupConfig
 from rockbed.errors import BatchTooLarge, DeviceOutOfMemory
+from rockbed.server.adaptive_counts import part_of
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.gpu.devices import Device
 from rockbed.storage.gpu.rules import has_device_form, limits_of
@@ -24,7 +25,8 @@ class Moved(Exception):
 def stays_in_memory(config: GroupConfig) -> bool:
     """Whether a group's settings ask for what the device cannot do."""
     return (
-        config.duplicates == "sequential"
+        part_of(config) is not None  # rows of an adaptive variable are copied from one group to the other
+        or config.duplicates == "sequential"
         or config.refresh == "lookup"
         or "initializer" in (config.unadmitted_value, config.miss_value)
         or not has_device_form(config.optimizer["name"])

@@ -7,6 +7,7 @@ PUT       request, u32 group, u32 width, u64 n, keys i64[n], update counts i64[n
           width], weights then slots: stored as they are
 DROP      request, u32 group, u32 0: the group and all of its rows are gone
 BAG_PUSH  as PUSH, but a section may be of bags
+COPY      as PUT: rows of the exact part of an adaptive variable, which begin as copies of static ones
 request   u64 number, u32 length of the client id, u32 0, client id utf-8; length 0 = none
 section   u32 group, u32 dim, u32 sequential, u32 form = 0, u64 n, i64 step (-1 = each row's own), keys i64[n],
           fresh u8[n] (1: the row starts from its initial value), gradients f32[n, dim]
@@ -37,6 +38,7 @@ class Kind(IntEnum):
     PUT = 4
     DROP = 5
     BAG_PUSH = 6
+    COPY = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def group_parts(config_json: bytes) -> list[Any]:
 
 
 def put_parts(put: Put) -> list[Any]:
-    """The payload of a PUT."""
+    """The payload of a PUT or COPY."""
     n, width = put.data.shape
     head = [*_request_parts(None), _PUT.pack(put.group, width, n)]
     return [*head, put.keys, put.update_num, put.update_time, _words(put.data)]

@@ -34,7 +34,7 @@ SERVICE_FILES = ("service", "admin", "daemon")
 def part_of(module: str) -> str:
     """The layer of a module: a key of BELOW, or "public" for rockbed/__init__.py."""
     first, *rest = [*module.split(".")[1:], ""]
-    if module in ("rockbed", "rockbed.__main__", "rockbed.torch") or first == "compat":
+    if module in ("rockbed", "rockbed.__main__", "rockbed.torch", "rockbed.feature_column") or first == "compat":
         return "public"
     if first == "server":
         word = rest[0].split("_")[0]

@@ -47,6 +47,7 @@ def run(page: Path, directory: Path) -> subprocess.CompletedProcess[str]:
 
 PAGES = [
     README,
+    ROOT / "docs" / "adaptive.md",
     ROOT / "docs" / "fused.md",
     ROOT / "docs" / "multihash.md",
     ROOT / "docs" / "variables.md",

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16rockbed/v1/admin.proto\x12\nrockbed.v1\"\x13\n\x11ServerInfoRequest\"\x9e\x01\n\x12ServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\r\n\x05store\x18\x03 \x01(\t\x12\x19\n\x11message_bytes_max\x18\x04 \x01(\x04\x12\x10\n\x08keys_max\x18\x05 \x01(\x04\x12\x11\n\tread_only\x18\x06 \x01(\x08\x12\x16\n\x0epush_bytes_max\x18\x07 \x01(\x04\"@\n\x05Group\x12\r\n\x05group\x18\x01 \x01(\r\x12\x13\n\x0b\x63onfig_json\x18\x02 \x01(\t\x12\x13\n\x0bglobal_step\x18\x03 \x01(\x03\":\n\x12\x43reateGroupRequest\x12\x13\n\x0b\x63onfig_json\x18\x01 \x01(\t\x12\x0f\n\x07\x62y_name\x18\x02 \x01(\x08\"(\n\x11\x41lterGroupRequest\x12\x13\n\x0b\x63onfig_json\x18\x01 \x01(\t\"0\n\x10\x44ropGroupRequest\x12\x12\n\x05group\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_group\"!\n\x11\x44ropGroupResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\"\x13\n\x11ListGroupsRequest\"7\n\x12ListGroupsResponse\x12!\n\x06groups\x18\x01 \x03(\x0b\x32\x11.rockbed.v1.Group\"\x0e\n\x0cStatsRequest\"#\n\rStatsResponse\x12\x12\n\nstats_json\x18\x01 \x01(\t\"\'\n\x12LastRequestRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\"-\n\x13LastRequestResponse\x12\x16\n\x0erequest_number\x18\x01 \x01(\x04\"-\n\x0eGetRowsRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"\xe8\x02\n\x0fGetRowsResponse\x12\x0e\n\x06status\x18\x01 \x01(\x0c\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\x0f\n\x07weights\x18\x03 \x01(\x0c\x12/\n\x05slots\x18\x04 \x03(\x0b\x32 .rockbed.v1.GetRowsResponse.Slot\x12\x13\n\x0bslot_values\x18\x05 \x01(\x0c\x12\x12\n\nupdate_num\x18\x06 \x01(\x0c\x12\x16\n\x0eupdate_time_ms\x18\x07 \x01(\x0c\x12\x15\n\rexpires_at_ms\x18\x08 \x01(\x0c\x12\x11\n\tin_memory\x18\t \x01(\x0c\x12\r\n\x05\x64irty\x18\n \x01(\x0c\x12\x0c\n\x04seen\x18\x0b \x01(\x0c\x12\x0e\n\x06needed\x18\x0c \x01(\x03\x12\x15\n\rremoved_at_ms\x18\r \x01(\x0c\x12\x12\n\nremoved_by\x18\x0e \x03(\t\x12\x0e\n\x06now_ms\x18\x0f \x01(\x03\x1a#\n\x04Slot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\"\xc2\x01\n\x0ePutRowsRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0f\n\x07weights\x18\x03 \x01(\x0c\x12\x12\n\x05slots\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x17\n\nupdate_num\x18\x05 \x01(\x0cH\x01\x88\x01\x01\x12\x1b\n\x0eupdate_time_ms\x18\x06 \x01(\x0cH\x02\x88\x01\x01\x12\x0c\n\x04mode\x18\x07 \x01(\tB\x08\n\x06_slotsB\r\n\x0b_update_numB\x11\n\x0f_update_time_ms\"\x1f\n\x0fPutRowsResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\"\xae\x01\n\rShrinkRequest\x12\x12\n\x05group\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tmax_age_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tmin_count\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x15\n\x08min_norm\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\x42\x08\n\x06_groupB\x0c\n\n_max_age_sB\x0c\n\n_min_countB\x0b\n\t_min_norm\"a\n\x0eShrinkProgress\x12\x11\n\trows_seen\x18\x01 \x01(\x04\x12\x12\n\nrows_total\x18\x02 \x01(\x04\x12\x18\n\x0breport_json\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_report_json\"\x0e\n\x0c\x43heckRequest\"$\n\rCheckResponse\x12\x13\n\x0breport_json\x18\x01 \x01(\t\"\x0e\n\x0c\x46lushRequest\"\x0f\n\rFlushResponse\"\x10\n\x0e\x43ompactRequest\"\x11\n\x0f\x43ompactResponse\"!\n\x11\x43heckpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x43heckpointResponse\"\x1e\n\x0eRestoreRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fRestoreResponse\x12\x0c\n\x04kept\x18\x01 \x01(\t\"3\n\x0b\x44umpRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ondition_json\x18\x02 \x01(\t\"\x1c\n\x0c\x44umpResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\"\xad\x02\n\rExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x0e\n\x06groups\x18\x03 \x03(\r\x12\x16\n\tmax_age_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmin_count\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08min_norm\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x06\x63utoff\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12\r\n\x05slots\x18\x08 \x01(\x08\x12\x14\n\x07min_abs\x18\t \x01(\x01H\x04\x88\x01\x01\x12\x0f\n\x07\x64igests\x18\n \x01(\x08\x12\x12\n\x05since\x18\x0b \x01(\tH\x05\x88\x01\x01\x42\x0c\n\n_max_age_sB\x0c\n\n_min_countB\x0b\n\t_min_normB\t\n\x07_cutoffB\n\n\x08_min_absB\x08\n\x06_since\"a\n\x0e\x45xportProgress\x12\x11\n\trows_seen\x18\x01 \x01(\x04\x12\x12\n\nrows_total\x18\x02 \x01(\x04\x12\x18\n\x0breport_json\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_report_json\"\xa2\x01\n\rImportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x03(\r\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x12\n\x05\x63hain\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x12\n\nslots_from\x18\x05 \x01(\r\x12\x15\n\x08slots_to\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x0f\n\x07\x64ry_run\x18\x07 \x01(\x08\x42\x08\n\x06_chainB\x0b\n\t_slots_to\"a\n\x0eImportProgress\x12\x11\n\trows_seen\x18\x01 \x01(\x04\x12\x12\n\nrows_total\x18\x02 \x01(\x04\x12\x18\n\x0breport_json\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_report_json*]\n\tRowStatus\x12\n\n\x06\x41\x42SENT\x10\x00\x12\x0b\n\x07PRESENT\x10\x01\x12\x0b\n\x07\x45XPIRED\x10\x02\x12\x0b\n\x07REMOVED\x10\x03\x12\x10\n\x0cNOT_ADMITTED\x10\x04\x12\x0b\n\x07PADDING\x10\x05\x32\xd8\t\n\x05\x41\x64min\x12K\n\nServerInfo\x12\x1d.rockbed.v1.ServerInfoRequest\x1a\x1e.rockbed.v1.ServerInfoResponse\x12@\n\x0b\x43reateGroup\x12\x1e.rockbed.v1.CreateGroupRequest\x1a\x11.rockbed.v1.Group\x12>\n\nAlterGroup\x12\x1d.rockbed.v1.AlterGroupRequest\x1a\x11.rockbed.v1.Group\x12H\n\tDropGroup\x12\x1c.rockbed.v1.DropGroupRequest\x1a\x1d.rockbed.v1.DropGroupResponse\x12K\n\nListGroups\x12\x1d.rockbed.v1.ListGroupsRequest\x1a\x1e.rockbed.v1.ListGroupsResponse\x12<\n\x05Stats\x12\x18.rockbed.v1.StatsRequest\x1a\x19.rockbed.v1.StatsResponse\x12N\n\x0bLastRequest\x12\x1e.rockbed.v1.LastRequestRequest\x1a\x1f.rockbed.v1.LastRequestResponse\x12\x42\n\x07GetRows\x12\x1a.rockbed.v1.GetRowsRequest\x1a\x1b.rockbed.v1.GetRowsResponse\x12\x42\n\x07PutRows\x12\x1a.rockbed.v1.PutRowsRequest\x1a\x1b.rockbed.v1.PutRowsResponse\x12\x41\n\x06Shrink\x12\x19.rockbed.v1.ShrinkRequest\x1a\x1a.rockbed.v1.ShrinkProgress0\x01\x12<\n\x05\x43heck\x12\x18.rockbed.v1.CheckRequest\x1a\x19.rockbed.v1.CheckResponse\x12<\n\x05\x46lush\x12\x18.rockbed.v1.FlushRequest\x1a\x19.rockbed.v1.FlushResponse\x12\x42\n\x07\x43ompact\x12\x1a.rockbed.v1.CompactRequest\x1a\x1b.rockbed.v1.CompactResponse\x12K\n\nCheckpoint\x12\x1d.rockbed.v1.CheckpointRequest\x1a\x1e.rockbed.v1.CheckpointResponse\x12\x42\n\x07Restore\x12\x1a.rockbed.v1.RestoreRequest\x1a\x1b.rockbed.v1.RestoreResponse\x12\x39\n\x04\x44ump\x12\x17.rockbed.v1.DumpRequest\x1a\x18.rockbed.v1.DumpResponse\x12\x41\n\x06\x45xport\x12\x19.rockbed.v1.ExportRequest\x1a\x1a.rockbed.v1.ExportProgress0\x01\x12\x41\n\x06Import\x12\x19.rockbed.v1.ImportRequest\x1a\x1a.rockbed.v1.ImportProgress0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16rockbed/v1/admin.proto\x12\nrockbed.v1\"\x13\n\x11ServerInfoRequest\"\x9e\x01\n\x12ServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\r\n\x05store\x18\x03 \x01(\t\x12\x19\n\x11message_bytes_max\x18\x04 \x01(\x04\x12\x10\n\x08keys_max\x18\x05 \x01(\x04\x12\x11\n\tread_only\x18\x06 \x01(\x08\x12\x16\n\x0epush_bytes_max\x18\x07 \x01(\x04\"@\n\x05Group\x12\r\n\x05group\x18\x01 \x01(\r\x12\x13\n\x0b\x63onfig_json\x18\x02 \x01(\t\x12\x13\n\x0bglobal_step\x18\x03 \x01(\x03\":\n\x12\x43reateGroupRequest\x12\x13\n\x0b\x63onfig_json\x18\x01 \x01(\t\x12\x0f\n\x07\x62y_name\x18\x02 \x01(\x08\"(\n\x11\x41lterGroupRequest\x12\x13\n\x0b\x63onfig_json\x18\x01 \x01(\t\"0\n\x10\x44ropGroupRequest\x12\x12\n\x05group\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_group\"!\n\x11\x44ropGroupResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\"\x13\n\x11ListGroupsRequest\"7\n\x12ListGroupsResponse\x12!\n\x06groups\x18\x01 \x03(\x0b\x32\x11.rockbed.v1.Group\"\x0e\n\x0cStatsRequest\"#\n\rStatsResponse\x12\x12\n\nstats_json\x18\x01 \x01(\t\"\'\n\x12LastRequestRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\"-\n\x13LastRequestResponse\x12\x16\n\x0erequest_number\x18\x01 \x01(\x04\"-\n\x0eGetRowsRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\"\xe8\x02\n\x0fGetRowsResponse\x12\x0e\n\x06status\x18\x01 \x01(\x0c\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\x0f\n\x07weights\x18\x03 \x01(\x0c\x12/\n\x05slots\x18\x04 \x03(\x0b\x32 .rockbed.v1.GetRowsResponse.Slot\x12\x13\n\x0bslot_values\x18\x05 \x01(\x0c\x12\x12\n\nupdate_num\x18\x06 \x01(\x0c\x12\x16\n\x0eupdate_time_ms\x18\x07 \x01(\x0c\x12\x15\n\rexpires_at_ms\x18\x08 \x01(\x0c\x12\x11\n\tin_memory\x18\t \x01(\x0c\x12\r\n\x05\x64irty\x18\n \x01(\x0c\x12\x0c\n\x04seen\x18\x0b \x01(\x0c\x12\x0e\n\x06needed\x18\x0c \x01(\x03\x12\x15\n\rremoved_at_ms\x18\r \x01(\x0c\x12\x12\n\nremoved_by\x18\x0e \x03(\t\x12\x0e\n\x06now_ms\x18\x0f \x01(\x03\x1a#\n\x04Slot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\"\xc2\x01\n\x0ePutRowsRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x0f\n\x07weights\x18\x03 \x01(\x0c\x12\x12\n\x05slots\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x17\n\nupdate_num\x18\x05 \x01(\x0cH\x01\x88\x01\x01\x12\x1b\n\x0eupdate_time_ms\x18\x06 \x01(\x0cH\x02\x88\x01\x01\x12\x0c\n\x04mode\x18\x07 \x01(\tB\x08\n\x06_slotsB\r\n\x0b_update_numB\x11\n\x0f_update_time_ms\"\x1f\n\x0fPutRowsResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\"\xe4\x01\n\rShrinkRequest\x12\x12\n\x05group\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tmax_age_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tmin_count\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x15\n\x08min_norm\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\x12\x15\n\x08min_step\x18\x06 \x01(\x03H\x04\x88\x01\x01\x12\x10\n\x08returned\x18\x07 \x01(\x08\x42\x08\n\x06_groupB\x0c\n\n_max_age_sB\x0c\n\n_min_countB\x0b\n\t_min_normB\x0b\n\t_min_step\"a\n\x0eShrinkProgress\x12\x11\n\trows_seen\x18\x01 \x01(\x04\x12\x12\n\nrows_total\x18\x02 \x01(\x04\x12\x18\n\x0breport_json\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_report_json\"\x0e\n\x0c\x43heckRequest\"$\n\rCheckResponse\x12\x13\n\x0breport_json\x18\x01 \x01(\t\"\x0e\n\x0c\x46lushRequest\"\x0f\n\rFlushResponse\"\x10\n\x0e\x43ompactRequest\"\x11\n\x0f\x43ompactResponse\"!\n\x11\x43heckpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x43heckpointResponse\"\x1e\n\x0eRestoreRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fRestoreResponse\x12\x0c\n\x04kept\x18\x01 \x01(\t\"3\n\x0b\x44umpRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ondition_json\x18\x02 \x01(\t\"\x1c\n\x0c\x44umpResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\"\xad\x02\n\rExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x0e\n\x06groups\x18\x03 \x03(\r\x12\x16\n\tmax_age_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmin_count\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08min_norm\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x06\x63utoff\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12\r\n\x05slots\x18\x08 \x01(\x08\x12\x14\n\x07min_abs\x18\t \x01(\x01H\x04\x88\x01\x01\x12\x0f\n\x07\x64igests\x18\n \x01(\x08\x12\x12\n\x05since\x18\x0b \x01(\tH\x05\x88\x01\x01\x42\x0c\n\n_max_age_sB\x0c\n\n_min_countB\x0b\n\t_min_normB\t\n\x07_cutoffB\n\n\x08_min_absB\x08\n\x06_since\"a\n\x0e\x45xportProgress\x12\x11\n\trows_seen\x18\x01 \x01(\x04\x12\x12\n\nrows_total\x18\x02 \x01(\x04\x12\x18\n\x0breport_json\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_report_json\"\xa2\x01\n\rImportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x03(\r\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x12\n\x05\x63hain\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x12\n\nslots_from\x18\x05 \x01(\r\x12\x15\n\x08slots_to\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x0f\n\x07\x64ry_run\x18\x07 \x01(\x08\x42\x08\n\x06_chainB\x0b\n\t_slots_to\"a\n\x0eImportProgress\x12\x11\n\trows_seen\x18\x01 \x01(\x04\x12\x12\n\nrows_total\x18\x02 \x01(\x04\x12\x18\n\x0breport_json\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_report_json*]\n\tRowStatus\x12\n\n\x06\x41\x42SENT\x10\x00\x12\x0b\n\x07PRESENT\x10\x01\x12\x0b\n\x07\x45XPIRED\x10\x02\x12\x0b\n\x07REMOVED\x10\x03\x12\x10\n\x0cNOT_ADMITTED\x10\x04\x12\x0b\n\x07PADDING\x10\x05\x32\xd8\t\n\x05\x41\x64min\x12K\n\nServerInfo\x12\x1d.rockbed.v1.ServerInfoRequest\x1a\x1e.rockbed.v1.ServerInfoResponse\x12@\n\x0b\x43reateGroup\x12\x1e.rockbed.v1.CreateGroupRequest\x1a\x11.rockbed.v1.Group\x12>\n\nAlterGroup\x12\x1d.rockbed.v1.AlterGroupRequest\x1a\x11.rockbed.v1.Group\x12H\n\tDropGroup\x12\x1c.rockbed.v1.DropGroupRequest\x1a\x1d.rockbed.v1.DropGroupResponse\x12K\n\nListGroups\x12\x1d.rockbed.v1.ListGroupsRequest\x1a\x1e.rockbed.v1.ListGroupsResponse\x12<\n\x05Stats\x12\x18.rockbed.v1.StatsRequest\x1a\x19.rockbed.v1.StatsResponse\x12N\n\x0bLastRequest\x12\x1e.rockbed.v1.LastRequestRequest\x1a\x1f.rockbed.v1.LastRequestResponse\x12\x42\n\x07GetRows\x12\x1a.rockbed.v1.GetRowsRequest\x1a\x1b.rockbed.v1.GetRowsResponse\x12\x42\n\x07PutRows\x12\x1a.rockbed.v1.PutRowsRequest\x1a\x1b.rockbed.v1.PutRowsResponse\x12\x41\n\x06Shrink\x12\x19.rockbed.v1.ShrinkRequest\x1a\x1a.rockbed.v1.ShrinkProgress0\x01\x12<\n\x05\x43heck\x12\x18.rockbed.v1.CheckRequest\x1a\x19.rockbed.v1.CheckResponse\x12<\n\x05\x46lush\x12\x18.rockbed.v1.FlushRequest\x1a\x19.rockbed.v1.FlushResponse\x12\x42\n\x07\x43ompact\x12\x1a.rockbed.v1.CompactRequest\x1a\x1b.rockbed.v1.CompactResponse\x12K\n\nCheckpoint\x12\x1d.rockbed.v1.CheckpointRequest\x1a\x1e.rockbed.v1.CheckpointResponse\x12\x42\n\x07Restore\x12\x1a.rockbed.v1.RestoreRequest\x1a\x1b.rockbed.v1.RestoreResponse\x12\x39\n\x04\x44ump\x12\x17.rockbed.v1.DumpRequest\x1a\x18.rockbed.v1.DumpResponse\x12\x41\n\x06\x45xport\x12\x19.rockbed.v1.ExportRequest\x1a\x1a.rockbed.v1.ExportProgress0\x01\x12\x41\n\x06Import\x12\x19.rockbed.v1.ImportRequest\x1a\x1a.rockbed.v1.ImportProgress0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rockbed.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROWSTATUS']._serialized_start=2604
-  _globals['_ROWSTATUS']._serialized_end=2697
+  _globals['_ROWSTATUS']._serialized_start=2658
+  _globals['_ROWSTATUS']._serialized_end=2751
   _globals['_SERVERINFOREQUEST']._serialized_start=38
   _globals['_SERVERINFOREQUEST']._serialized_end=57
   _globals['_SERVERINFORESPONSE']._serialized_start=60
@@ -70,41 +70,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUTROWSRESPONSE']._serialized_start=1299
   _globals['_PUTROWSRESPONSE']._serialized_end=1330
   _globals['_SHRINKREQUEST']._serialized_start=1333
-  _globals['_SHRINKREQUEST']._serialized_end=1507
-  _globals['_SHRINKPROGRESS']._serialized_start=1509
-  _globals['_SHRINKPROGRESS']._serialized_end=1606
-  _globals['_CHECKREQUEST']._serialized_start=1608
-  _globals['_CHECKREQUEST']._serialized_end=1622
-  _globals['_CHECKRESPONSE']._serialized_start=1624
-  _globals['_CHECKRESPONSE']._serialized_end=1660
-  _globals['_FLUSHREQUEST']._serialized_start=1662
-  _globals['_FLUSHREQUEST']._serialized_end=1676
-  _globals['_FLUSHRESPONSE']._serialized_start=1678
-  _globals['_FLUSHRESPONSE']._serialized_end=1693
-  _globals['_COMPACTREQUEST']._serialized_start=1695
-  _globals['_COMPACTREQUEST']._serialized_end=1711
-  _globals['_COMPACTRESPONSE']._serialized_start=1713
-  _globals['_COMPACTRESPONSE']._serialized_end=1730
-  _globals['_CHECKPOINTREQUEST']._serialized_start=1732
-  _globals['_CHECKPOINTREQUEST']._serialized_end=1765
-  _globals['_CHECKPOINTRESPONSE']._serialized_start=1767
-  _globals['_CHECKPOINTRESPONSE']._serialized_end=1787
-  _globals['_RESTOREREQUEST']._serialized_start=1789
-  _globals['_RESTOREREQUEST']._serialized_end=1819
-  _globals['_RESTORERESPONSE']._serialized_start=1821
-  _globals['_RESTORERESPONSE']._serialized_end=1852
-  _globals['_DUMPREQUEST']._serialized_start=1854
-  _globals['_DUMPREQUEST']._serialized_end=1905
-  _globals['_DUMPRESPONSE']._serialized_start=1907
-  _globals['_DUMPRESPONSE']._serialized_end=1935
-  _globals['_EXPORTREQUEST']._serialized_start=1938
-  _globals['_EXPORTREQUEST']._serialized_end=2239
-  _globals['_EXPORTPROGRESS']._serialized_start=2241
-  _globals['_EXPORTPROGRESS']._serialized_end=2338
-  _globals['_IMPORTREQUEST']._serialized_start=2341
-  _globals['_IMPORTREQUEST']._serialized_end=2503
-  _globals['_IMPORTPROGRESS']._serialized_start=2505
-  _globals['_IMPORTPROGRESS']._serialized_end=2602
-  _globals['_ADMIN']._serialized_start=2700
-  _globals['_ADMIN']._serialized_end=3940
+  _globals['_SHRINKREQUEST']._serialized_end=1561
+  _globals['_SHRINKPROGRESS']._serialized_start=1563
+  _globals['_SHRINKPROGRESS']._serialized_end=1660
+  _globals['_CHECKREQUEST']._serialized_start=1662
+  _globals['_CHECKREQUEST']._serialized_end=1676
+  _globals['_CHECKRESPONSE']._serialized_start=1678
+  _globals['_CHECKRESPONSE']._serialized_end=1714
+  _globals['_FLUSHREQUEST']._serialized_start=1716
+  _globals['_FLUSHREQUEST']._serialized_end=1730
+  _globals['_FLUSHRESPONSE']._serialized_start=1732
+  _globals['_FLUSHRESPONSE']._serialized_end=1747
+  _globals['_COMPACTREQUEST']._serialized_start=1749
+  _globals['_COMPACTREQUEST']._serialized_end=1765
+  _globals['_COMPACTRESPONSE']._serialized_start=1767
+  _globals['_COMPACTRESPONSE']._serialized_end=1784
+  _globals['_CHECKPOINTREQUEST']._serialized_start=1786
+  _globals['_CHECKPOINTREQUEST']._serialized_end=1819
+  _globals['_CHECKPOINTRESPONSE']._serialized_start=1821
+  _globals['_CHECKPOINTRESPONSE']._serialized_end=1841
+  _globals['_RESTOREREQUEST']._serialized_start=1843
+  _globals['_RESTOREREQUEST']._serialized_end=1873
+  _globals['_RESTORERESPONSE']._serialized_start=1875
+  _globals['_RESTORERESPONSE']._serialized_end=1906
+  _globals['_DUMPREQUEST']._serialized_start=1908
+  _globals['_DUMPREQUEST']._serialized_end=1959
+  _globals['_DUMPRESPONSE']._serialized_start=1961
+  _globals['_DUMPRESPONSE']._serialized_end=1989
+  _globals['_EXPORTREQUEST']._serialized_start=1992
+  _globals['_EXPORTREQUEST']._serialized_end=2293
+  _globals['_EXPORTPROGRESS']._serialized_start=2295
+  _globals['_EXPORTPROGRESS']._serialized_end=2392
+  _globals['_IMPORTREQUEST']._serialized_start=2395
+  _globals['_IMPORTREQUEST']._serialized_end=2557
+  _globals['_IMPORTPROGRESS']._serialized_start=2559
+  _globals['_IMPORTPROGRESS']._serialized_end=2656
+  _globals['_ADMIN']._serialized_start=2754
+  _globals['_ADMIN']._serialized_end=3994
 # @@protoc_insertion_point(module_scope)

@@ -64,6 +64,11 @@ class EmbeddingStub(object):
                 request_serializer=rockbed_dot_v1_dot_embedding__pb2.FusedApplyGradientsRequest.SerializeToString,
                 response_deserializer=rockbed_dot_v1_dot_embedding__pb2.ApplyGradientsResponse.FromString,
                 _registered_method=True)
+        self.AdaptiveLookup = channel.unary_unary(
+                '/rockbed.v1.Embedding/AdaptiveLookup',
+                request_serializer=rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupRequest.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupResponse.FromString,
+                _registered_method=True)
         self.LookupStream = channel.stream_stream(
                 '/rockbed.v1.Embedding/LookupStream',
                 request_serializer=rockbed_dot_v1_dot_embedding__pb2.LookupRequest.SerializeToString,
@@ -121,6 +126,13 @@ class EmbeddingServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AdaptiveLookup(self, request, context):
+        """Rows of an adaptive variable: of each id its own, or that of its bucket.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LookupStream(self, request_iterator, context):
         """The same one after another on a stream, answered in order. An error ends the stream; requests behind the one that
         failed are not carried out.
@@ -167,6 +179,11 @@ def add_EmbeddingServicer_to_server(servicer, server):
                     servicer.FusedApplyGradients,
                     request_deserializer=rockbed_dot_v1_dot_embedding__pb2.FusedApplyGradientsRequest.FromString,
                     response_serializer=rockbed_dot_v1_dot_embedding__pb2.ApplyGradientsResponse.SerializeToString,
+            ),
+            'AdaptiveLookup': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdaptiveLookup,
+                    request_deserializer=rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupRequest.FromString,
+                    response_serializer=rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupResponse.SerializeToString,
             ),
             'LookupStream': grpc.stream_stream_rpc_method_handler(
                     servicer.LookupStream,
@@ -341,6 +358,33 @@ class Embedding(object):
             '/rockbed.v1.Embedding/FusedApplyGradients',
             rockbed_dot_v1_dot_embedding__pb2.FusedApplyGradientsRequest.SerializeToString,
             rockbed_dot_v1_dot_embedding__pb2.ApplyGradientsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdaptiveLookup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.Embedding/AdaptiveLookup',
+            rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupRequest.SerializeToString,
+            rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupResponse.FromString,
             options,
             channel_credentials,
             insecure,

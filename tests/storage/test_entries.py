@@ -143,7 +143,7 @@ def _global_step() -> Section:
 
 
 def test_golden_kinds() -> None:
-    kinds = {"PUSH": 1, "DELETE": 2, "GROUP": 3, "PUT": 4, "DROP": 5, "BAG_PUSH": 6}
+    kinds = {"PUSH": 1, "DELETE": 2, "GROUP": 3, "PUT": 4, "DROP": 5, "BAG_PUSH": 6, "COPY": 7}
     assert {kind.name: kind.value for kind in Kind} == kinds
 
 

@@ -1,0 +1,137 @@
+"""Which ids are frequent, against a dict; how many distinct ones there were; which journal entry began a step."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rockbed.errors import InvalidConfig, UnknownName
+from rockbed.server.distinct import DistinctCount
+from rockbed.server.frequency import Frequencies, Frequency, make_frequency
+from rockbed.server.step_marks import StepMarks
+from rockbed.types import I64, AnyArray
+
+
+class Counts:
+    """The same in Python, an id at a time; with room for every id."""
+
+    def __init__(self, enter: int, leave: int, half_life: int) -> None:
+        self._enter, self._leave, self._half_life = enter, leave, half_life
+        self.counts: dict[int, int] = {}
+        self.frequent: set[int] = set()
+        self.total = self.left = 0
+
+    def count(self, keys: I64, counts: I64) -> list[bool]:
+        for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
+            self.counts[key] = self.counts.get(key, 0) + count
+            if self.counts[key] >= self._enter:
+                self.frequent.add(key)
+        found = [key in self.frequent for key in keys.tolist()]
+        before, self.total = self.total, self.total + int(counts.sum())
+        if self._half_life:
+            for _ in range(self.total // self._half_life - before // self._half_life):
+                self.halve()
+        return found
+
+    def halve(self) -> None:
+        self.counts = {key: count // 2 for key, count in self.counts.items() if count // 2}
+        stay = {key for key in self.frequent if self.counts.get(key, 0) >= self._leave}
+        self.left += len(self.frequent - stay)
+        self.frequent = stay
+
+
+@pytest.mark.parametrize(("enter", "leave", "half_life"), [(2, 1, 0), (5, 2, 700), (9, 8, 300), (3, 1, 40)])
+def test_they_are_what_a_dict_counts(enter: int, leave: int, half_life: int) -> None:
+    given = {"enter": enter, "leave": leave, "half_life": half_life}
+    frequencies, model = Frequencies(Frequency(**given)), Counts(**given)
+    rng = np.random.default_rng(1)
+    for step in range(120):
+        keys = np.unique(rng.zipf(1.3, 200) % 5000) - 2500
+        counts = rng.integers(1, 4, keys.size)
+        assert frequencies.count(keys, counts).tolist() == model.count(keys, counts)
+        if step == 60:  # saved and read again
+            state, frequencies = frequencies.state(), Frequencies(Frequency(**given))
+            frequencies.restore(state)
+    everything = np.arange(-2600, 2600)
+    assert set(everything[frequencies.frequent(everything)].tolist()) == model.frequent
+    assert (frequencies.frequent_ids, frequencies.left) == (len(model.frequent), model.left)
+    assert frequencies.ids == len(model.counts)
+
+
+def test_memory_is_bounded_and_rare_ids_are_forgotten_first() -> None:
+    frequencies = Frequencies(Frequency(enter=50, leave=10, keys_max=1000))
+    often = np.arange(100)
+    frequencies.count(often, np.full(100, 64))
+    for start in range(1000, 20_000, 100):
+        frequencies.count(np.arange(start, start + 100), np.ones(100, np.int64))
+        frequencies.count(often, np.full(100, 8))
+        assert frequencies.ids <= 1000
+        assert frequencies.frequent(often).all()
+        assert frequencies.frequent_ids == 100
+    assert frequencies.memory_bytes() < 48_000
+
+
+def test_as_many_halvings_as_multiples_are_passed() -> None:
+    frequencies = Frequencies(Frequency(enter=100, half_life=10))
+    assert frequencies.count(np.array([1]), np.array([1000])).tolist() == [True]  # then halved to nothing
+    assert not frequencies.frequent(np.array([1])).any()
+    assert frequencies.ids == 0
+
+
+@pytest.mark.parametrize(
+    ("threshold", "error", "said"),
+    [
+        ({"name": "frequency", "enter": 2, "leaves": 1}, UnknownName, "leaves"),
+        ({"name": "frequency", "enter": 2.5}, InvalidConfig, "enter must be of type int"),
+        ({"name": "frequency", "enter": 5, "keys_max": 0}, InvalidConfig, "keys_max=0"),
+        ({"enter": 5}, InvalidConfig, "give a mapping like"),
+        ({"name": "often", "enter": 5}, UnknownName, "frequency"),
+    ],
+)
+def test_thresholds_that_cannot_be(threshold: dict[str, Any], error: Any, said: str) -> None:
+    with pytest.raises(error, match=said):
+        make_frequency(threshold)
+
+
+@pytest.mark.parametrize("n", [0, 1, 100, 5_000, 40_000, 60_000, 1_000_000])
+def test_distinct_keys_are_estimated(n: int) -> None:
+    count = DistinctCount()
+    keys = np.arange(n) * 977 - 5
+    for part in np.array_split(np.concatenate([keys, keys[::-1]]), 7):  # each twice
+        count.note(part)
+    assert count.estimate() == pytest.approx(n, rel=0.04)  # five standard errors
+    again = DistinctCount()
+    again.restore(count.registers)
+    assert again.estimate() == count.estimate()
+
+
+def test_a_damaged_estimate_is_refused() -> None:
+    wrong: list[AnyArray] = [np.zeros(5, np.uint8), np.full(1 << 14, 200, np.uint8), np.zeros(1 << 14, np.int64)]
+    for damaged in wrong:
+        with pytest.raises(ValueError, match="registers"):
+            DistinctCount().restore(damaged)
+
+
+def test_every_step_is_marked_at_first() -> None:
+    marks = StepMarks()
+    for step in range(10, 400, 3):
+        marks.note(step, 1000 + step)
+        marks.note(step, 2000 + step)  # later pushes of a step begin no other
+    assert [marks.lsn_of(step) for step in (9, 10, 11, 13, 5000)] == [0, 1010, 1010, 1013, 1397]
+    again = StepMarks(marks.snapshot())
+    again.note(5, 9000)  # a trainer that begins anew
+    assert again.snapshot() == marks.snapshot()
+
+
+def test_marks_that_are_thinned_out_stay_near_enough() -> None:
+    marks = StepMarks()
+    for step in range(1, 100_001):
+        marks.note(step, 10 * step)
+    snapshot = marks.snapshot()
+    assert len(snapshot) <= 513
+    steps = np.array([step for step, _ in snapshot])
+    assert (np.diff(steps) <= np.maximum(1, (100_000 - steps[:-1]) / 16)).all()
+    assert steps[0] == 1
+    for step in (1, 70_000, 99_000, 100_000):
+        lsn = marks.lsn_of(step)
+        assert 0 <= 10 * step - lsn <= 10 * (100_000 - lsn / 10) / 16

@@ -1,11 +1,11 @@
-"""Reads flights or films into arrays: one int64 key per (feature, value), one label per example."""
+"""Reads flights or films into arrays: one int64 key per (feature, value), one label per example, and numbers."""
 
 import csv
 import importlib.util
 import io
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from hashlib import blake2b
 from pathlib import Path
@@ -20,7 +20,8 @@ LIKED_STARS = 4  # a film with at least so many stars is liked: the label of Mov
 
 @dataclass(frozen=True)
 class Examples:
-    """keys: int64[n, features], labels: float32[n] of 0 and 1, features: the names of the columns."""
+    """keys: int64[n, features], features: the names of the columns. labels: float32[n], 0 and 1, or, if `rated`,
+    numbers to come near to. numbers: dense features by name, float32[n] each, NaN where one is missing."""
 
     keys: I64
     labels: F32
@@ -28,33 +29,68 @@ class Examples:
     title: str
     question: str
     dropped: int = 0
+    numbers: dict[str, F32] = field(default_factory=dict)
+    rated: bool = False
 
     def save(self, path: Path) -> None:
         """Write the arrays for another process: reading them again takes milliseconds, the csv file a second."""
-        np.savez(path, keys=self.keys, labels=self.labels, text=np.array([self.title, self.question, *self.features]))
+        text = np.array([self.title, self.question, *self.features])
+        names, numbers = np.array([*self.numbers], str), np.array([*self.numbers.values()])
+        np.savez(path, keys=self.keys, labels=self.labels, text=text, names=names, numbers=numbers, rated=self.rated)
 
     @classmethod
     def load(cls, path: Path) -> "Examples":
         with np.load(path) as stored:
             title, question, *features = (str(text) for text in stored["text"])
-            return cls(stored["keys"], stored["labels"], tuple(features), title, question)
+            numbers = dict(zip(stored["names"].tolist(), stored["numbers"], strict=True))
+            rated = bool(stored["rated"])
+            return cls(stored["keys"], stored["labels"], tuple(features), title, question, numbers=numbers, rated=rated)
 
 
 @dataclass(frozen=True)
 class Split:
-    """The examples to learn from, and those held out."""
+    """The examples to learn from, and those held out. Keys int64[n, features], labels float32[n].
+
+    train_dense, test_dense: float32[n, numbers], standardized. features, numbers: the names of the columns.
+    rated: whether labels are numbers to come near to, not 0 and 1.
+    """
 
     train_keys: I64
     train_labels: F32
     test_keys: I64
     test_labels: F32
+    train_dense: F32
+    test_dense: F32
+    features: tuple[str, ...]
+    numbers: tuple[str, ...]
+    rated: bool
 
 
 def split(examples: Examples, seed: int, held_out: float = 0.1) -> Split:
     """Deal the examples out at random, the same way for the same seed."""
     order = np.random.default_rng(seed).permutation(len(examples.labels))
     test, train = np.split(order, [int(len(order) * held_out)])
-    return Split(examples.keys[train], examples.labels[train], examples.keys[test], examples.labels[test])
+    dense = np.empty((len(order), len(examples.numbers)), np.float32)
+    for i, values in enumerate(examples.numbers.values()):
+        dense[:, i] = standardized(values, train)
+    return Split(
+        examples.keys[train],
+        examples.labels[train],
+        examples.keys[test],
+        examples.labels[test],
+        dense[train],
+        dense[test],
+        examples.features,
+        tuple(examples.numbers),
+        examples.rated,
+    )
+
+
+def standardized(values: F32, train: I64) -> F32:
+    """Values with mean 0 and variance 1 over the training examples; those that are missing (NaN) become the mean."""
+    known = values[train][~np.isnan(values[train])].astype(np.float64)
+    mean, deviation = (known.mean(), known.std()) if known.size else (0.0, 0.0)
+    return np.nan_to_num((values - mean) / (deviation or 1.0)).astype(np.float32)
 
 
 # --- from values to keys ---
@@ -148,34 +184,44 @@ def parse_flights(text: str, limit: int | None = None) -> Examples:
         "origin x hour": origin.cross(hour),
         "date x origin x hour": date.cross(origin).cross(hour),
     }
-    delay = np.array([row[place["arr_delay"]] for row in arrived], np.float32)
+
+    def numbers(name: str) -> F32:
+        return np.array([row[place[name]] for row in arrived], np.float32)
+
+    hours, minutes = np.divmod(numbers("sched_dep_time"), 100)  # 517 is 5:17
     return Examples(
         keys_of(features),
-        (delay > LATE_MINUTES).astype(np.float32),
+        (numbers("arr_delay") > LATE_MINUTES).astype(np.float32),
         tuple(features),
         "flights from New York in 2013",
         f"arrives more than {LATE_MINUTES} minutes late",
         dropped=len(rows) - len(arrived),
+        numbers={"log distance": np.log1p(numbers("distance")), "departure": hours * 60 + minutes},
     )
 
 
 # --- films, and made-up data ---
 
 
-def read_movielens(path: Path) -> Examples:
-    """MovieLens 100K's u.data: user, item, stars, unix time, separated by tabs."""
+def read_movielens(path: Path, *, rated: bool = False) -> Examples:
+    """MovieLens 100K's u.data: user, item, stars, unix time, separated by tabs.
+
+    rated: the labels are the stars, 1 to 5, instead of whether the film is liked.
+    """
     with path.open(newline="") as lines:
         users, items, stars, times = zip(*csv.reader(lines, delimiter="\t"), strict=True)
     moments = [datetime.fromtimestamp(int(moment), timezone.utc) for moment in times]
     user, item = Column.of(users), Column.of(items)
     weekday, hour = (Column.of([moment.strftime(form) for moment in moments]) for form in ("%w", "%H"))
     features = {"user": user, "item": item, "weekday": weekday, "hour": hour, "weekday x hour": weekday.cross(hour)}
+    given = np.array(stars, np.float32)
     return Examples(
         keys_of(features),
-        (np.array(stars, np.float32) >= LIKED_STARS).astype(np.float32),
+        given if rated else (given >= LIKED_STARS).astype(np.float32),
         tuple(features),
         "film ratings",
-        f"gives {LIKED_STARS} stars or more",
+        "how many stars" if rated else f"gives {LIKED_STARS} stars or more",
+        rated=rated,
     )
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from examples.flights_data import (  # noqa: E402
     read_flights,
     read_movielens,
     split,
+    standardized,
     synthetic,
 )
 from examples.fm import FACTORS, LINEAR, FactorizationMachine, auc, log_loss  # noqa: E402
@@ -24,11 +26,11 @@ from examples.trainer import Plan, train  # noqa: E402
 from rockbed import PyStorage  # noqa: E402
 from rockbed.types import F32, F64  # noqa: E402
 
-CSV = """year,month,day,arr_delay,carrier,flight,tailnum,origin,dest,hour
-2013,1,1,16,UA,1545,N14228,EWR,IAH,5
-2013,1,1,15,UA,1545,N14228,EWR,IAH,5
-2013,1,2,,AA,11,,JFK,MIA,6
-2013,1,7,99,AA,11,N619AA,JFK,MIA,6
+CSV = """year,month,day,arr_delay,carrier,flight,tailnum,origin,dest,hour,sched_dep_time,distance
+2013,1,1,16,UA,1545,N14228,EWR,IAH,5,517,1400
+2013,1,1,15,UA,1545,N14228,EWR,IAH,5,500,1400
+2013,1,2,,AA,11,,JFK,MIA,6,600,1089
+2013,1,7,99,AA,11,N619AA,JFK,MIA,6,600,1089
 """
 
 
@@ -56,6 +58,8 @@ def test_late_is_more_than_fifteen_minutes_and_a_flight_that_never_arrived_is_dr
     np.testing.assert_array_equal(examples.keys[0], examples.keys[1])  # the same plane and time: the same values
     weekday = examples.features.index("weekday")
     assert examples.keys[0, weekday] == Column.of(["1"]).keys("weekday")[0]  # 1 January 2013 was a Tuesday
+    assert examples.numbers["departure"].tolist() == [5 * 60 + 17, 5 * 60, 6 * 60]
+    np.testing.assert_allclose(examples.numbers["log distance"], np.log([1401, 1401, 1090]), rtol=1e-6)
 
 
 def test_the_flights_are_read_from_the_installed_package() -> None:
@@ -75,15 +79,21 @@ def test_films_are_read_from_tab_separated_lines(tmp_path: Path) -> None:
     assert examples.features[:2] == ("user", "item")
     assert examples.keys[0, 0] == examples.keys[2, 0]
     assert examples.keys[0, 1] == examples.keys[1, 1]
+    stars = read_movielens(path, rated=True)
+    assert stars.rated
+    assert stars.labels.tolist() == [5, 3, 4]
 
 
 def test_examples_survive_a_file(tmp_path: Path) -> None:
-    before = synthetic(100)
+    before = replace(synthetic(100), numbers={"x": np.linspace(0, 1, 100, dtype=np.float32)}, rated=True)
     before.save(tmp_path / "examples.npz")
     after = Examples.load(tmp_path / "examples.npz")
     np.testing.assert_array_equal(before.keys, after.keys)
     np.testing.assert_array_equal(before.labels, after.labels)
     assert (after.features, after.title, after.question) == (before.features, before.title, before.question)
+    np.testing.assert_array_equal(before.numbers["x"], after.numbers["x"])
+    assert list(after.numbers) == ["x"]
+    assert after.rated
 
 
 def test_the_split_loses_and_repeats_nothing() -> None:
@@ -91,6 +101,23 @@ def test_the_split_loses_and_repeats_nothing() -> None:
     parts = split(examples, seed=3)
     assert len(parts.test_labels) == 5
     assert sorted([*parts.train_keys[:, 0].tolist(), *parts.test_keys[:, 0].tolist()]) == list(range(50))
+
+
+def test_numbers_are_standardized_by_the_examples_to_learn_from_and_the_missing_are_their_mean() -> None:
+    values = np.array([1, 3, np.nan, 7, 100], np.float32)  # mean 11/3 and variance 56/9 of the first four
+    found = standardized(values, np.arange(4))
+    deviation = np.sqrt(56 / 9)
+    expected = [
+        (1 - 11 / 3) / deviation,
+        (3 - 11 / 3) / deviation,
+        0,
+        (7 - 11 / 3) / deviation,
+        (100 - 11 / 3) / deviation,
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found.dtype == np.float32
+    assert not standardized(np.full(3, np.nan, np.float32), np.arange(3)).any()
+    assert standardized(np.array([2, 2, 3], np.float32), np.arange(2)).tolist() == [0, 0, 1]
 
 
 def test_auc_counts_pairs_and_a_tie_as_half() -> None:

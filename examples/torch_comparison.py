@@ -56,13 +56,13 @@ class InRockbed:
     """Rows in a storage: groups with the tables' names, "prefix/feature" for those of features."""
 
     def __init__(self, storage: PyStorage, seed: int) -> None:
-        self._storage = storage
-        self._seed = seed
+        self.storage = storage
+        self.seed = seed
         self.parameters: list[Any] = []  # the storage trains its rows itself
 
     def group(self, name: str, dim: int, initializer: PyInitializer) -> PyEmbedding:
         optimizer = PyOptimizer(name="adagrad", gamma=RATE)
-        return PyEmbedding(self._storage, optimizer, initializer, dim, name, seed=self._seed)
+        return PyEmbedding(self.storage, optimizer, initializer, dim, name, seed=self.seed)
 
     def table(self, name: str, dim: int, initializer: PyInitializer) -> Any:
         return rockbed.torch.Embedding(self.group(name, dim, initializer))

@@ -47,6 +47,10 @@ bench-gpu: $(VENV)/.bench ## The device tier on an NVIDIA GPU, beside its copy b
 	  $(install) --editable '.[gpu]'; fi
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
+.PHONY: walkthrough
+walkthrough: $(VENV)/.dev ## Run docs/walkthrough.md; its outputs and figures are made anew
+	$(BIN)/python -m tests.notebook docs/walkthrough.md
+
 .PHONY: test-fast
 test-fast: $(VENV)/.dev ## The tests without the slow ones
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.notebook import executed
 from tests.source_tree import ROOT
 
 README = ROOT / "README.md"
@@ -29,11 +30,11 @@ def runnable(text: str) -> str:
     return program
 
 
-def run(page: Path, directory: Path) -> subprocess.CompletedProcess[str]:
-    """Run a page's blocks, in order, as one program in `directory`."""
+def run(page: Path, directory: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a page's blocks, in order, as one program in `directory`. settings: variables of its environment."""
     text = page.read_text()
     code = f"exec(compile({runnable(text)!r}, {page.name!r}, 'exec'), {{'__name__': '__main__'}})"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | settings
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=directory,
@@ -60,6 +61,28 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     assert runnable(page.read_text()).strip(), f"{page.name} has no Python that runs"
     done = run(page, tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.torch
+def test_the_walk_through_runs_and_draws_its_figures(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "walkthrough.md"
+    done = run(page, tmp_path, FLIGHTS="3000")
+    assert done.returncode == 0, done.stderr
+    figures = re.findall(r"\]\((images/.+?\.svg)\)", page.read_text())
+    assert sorted(figures) == sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("images/*"))
+    # the page has an output below each block that prints, with as many lines
+    printed = "".join(re.findall(r"^```text\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL))
+    assert len(done.stdout.splitlines()) == len(printed.splitlines())
+
+
+def test_a_notebook_has_the_output_of_its_blocks_below_them() -> None:
+    page = (
+        "# A\n```python\nx = 1\nprint(x)\n```\nText.\n\n```python\nx += 1\n```\n\n"
+        "```python\nprint(x)\n```\n\n```text\nold\n```\n"
+    )
+    done = page.replace("print(x)\n```\nText", "print(x)\n```\n\n```text\n1\n```\nText").replace("old", "2")
+    assert executed(page, "page.md") == done
+    assert executed(done, "page.md") == done
 
 
 def test_every_make_target_named_in_a_page_exists() -> None:

@@ -8,11 +8,15 @@ more than `--threshold` values with
 - as many rows as the quotient-remainder tables have, which the values share by hashing, so that some are mistaken for
   others (hashed);
 - quotient-remainder tables: V / c rows for the remainders and c for the quotients, c being `--collisions`, so that each
-  value keeps an embedding of its own; its two rows added, multiplied, or side by side at half the width.
+  value keeps an embedding of its own; its two rows added, multiplied, or side by side at half the width;
+- an adaptive embedding: V / c rows that the values share by hashing, and rows of their own for those that occur
+  `--frequent` times: told by a mask from the first step on, or counted by the store, which has them begin as copies of
+  the shared rows when they have been seen so often.
 
 Features of fewer values have a row for each in every line. Every model begins with embeddings of the same spread, and
 goes through the examples once, as in the paper, unless `--epochs` says more. Every figure printed is measured in that
-run; memory is that of all rows which the store has after it, with optimizer state.
+run; memory is that of all rows which the store has after it, with optimizer state, and of what is counted for adaptive
+ones.
 """
 
 import argparse
@@ -32,7 +36,7 @@ from examples.fm import auc, log_loss
 from examples.torch_comparison import RATE, Fused, InRockbed, add_source_options, examples_of, scores, trained
 from examples.torch_dlrm import DLRM
 from examples.trainer import Plan, add_plan_options, plan_of
-from rockbed import PyInitializer, PyOptimizer, PyStorage
+from rockbed import Frequency, PyInitializer, PyOptimizer, PyStorage, feature_column
 from rockbed.types import I64
 
 SPREAD = 0.1  # embeddings begin uniformly within +-SPREAD, or with that variance where they are made of two rows
@@ -43,11 +47,17 @@ SPREAD = 0.1  # embeddings begin uniformly within +-SPREAD, or with that varianc
 
 @dataclass(frozen=True)
 class Size:
-    """values: how many a feature has. dim: of its embeddings. collisions: how many values share a remainder."""
+    """occurrences: int64[values], how often each value of a feature is in the training examples. dim: of embeddings.
+    collisions: how many values share a remainder, or a bucket. frequent: how many occurrences are worth a row."""
 
-    values: int
+    occurrences: I64
     dim: int
     collisions: int
+    frequent: int
+
+    @property
+    def values(self) -> int:
+        return len(self.occurrences)
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -86,6 +96,30 @@ def quotient_remainder(operation: str, spread: float) -> Kind:
     return make
 
 
+def adaptive(*, masked: bool) -> Kind:
+    def make(store: InRockbed, name: str, size: Size) -> Rows:
+        buckets = -(-size.values // size.collisions)
+        column = feature_column.embedding_column(
+            feature_column.categorical_column_with_adaptive_embedding("value", buckets),
+            size.dim,
+            initializer=uniform(SPREAD),
+            name=name,
+            threshold=None if masked else Frequency(enter=size.frequent),
+        )
+        optimizer = PyOptimizer(name="adagrad", gamma=RATE)
+        worth_a_row = torch.from_numpy(size.occurrences >= size.frequent)
+
+        def rows(ids: Any, train: bool) -> Any:
+            masks = {"value": worth_a_row[ids]} if masked else None
+            return rockbed.torch.input_layer(
+                {"value": ids}, column, masks, storage=store.storage, optimizer=optimizer, train=train
+            )
+
+        return rows
+
+    return make
+
+
 def uniform(spread: float) -> PyInitializer:
     return PyInitializer(name="random_uniform", min=-spread, max=spread)
 
@@ -97,6 +131,8 @@ KINDS: dict[str, Kind | None] = {
     "quotient-remainder, add": quotient_remainder("add", SPREAD / 2**0.5),
     "quotient-remainder, mult": quotient_remainder("mult", (3 * SPREAD**2) ** 0.25),
     "quotient-remainder, concat": quotient_remainder("concat", SPREAD),
+    "adaptive, by a mask": adaptive(masked=True),
+    "adaptive, counted": adaptive(masked=False),
 }
 
 
@@ -113,14 +149,16 @@ class Compressed(InRockbed):
         self._options = options
 
     def tables(self, prefix: str, features: Sequence[str], dim: int, initializer: PyInitializer) -> Any:
-        values = {name: np.unique(self._data.train_keys[:, self._data.features.index(name)]) for name in features}
-        large = [name for name in features if len(values[name]) > self._options.threshold]
+        columns = {name: self._data.train_keys[:, self._data.features.index(name)] for name in features}
+        values = {name: np.unique(keys, return_counts=True) for name, keys in columns.items()}
+        large = [name for name in features if len(values[name][0]) > self._options.threshold]
         if self._kind is None or not large:
             return super().tables(prefix, features, dim, initializer)
         compressed = {}
         for name in large:
-            size = Size(len(values[name]), dim, self._options.collisions)
-            compressed[name] = Numbered(values[name], self._kind(self, f"{prefix}/{name}", size))
+            keys, occurrences = values[name]
+            size = Size(occurrences, dim, self._options.collisions, self._options.frequent)
+            compressed[name] = Numbered(keys, self._kind(self, f"{prefix}/{name}", size))
         small = {name: self.group(f"{prefix}/{name}", dim, initializer) for name in features if name not in large}
         return Mixed(features, Fused(small) if small else None, compressed)
 
@@ -162,10 +200,11 @@ class Mixed(nn.Module):
 
 @dataclass(frozen=True)
 class Options:
-    """Features of more values than `threshold` are compressed; `collisions`: see Size."""
+    """Features of more values than `threshold` are compressed; `collisions`, `frequent`: see Size."""
 
     threshold: int
     collisions: int
+    frequent: int
 
 
 @dataclass(frozen=True)
@@ -188,10 +227,11 @@ def measured(target: str, data: Split, plan: Plan, kind: Kind | None, options: O
 
 
 def held(storage: PyStorage) -> tuple[int, int]:
-    """The rows of all groups, and the bytes of their weights and optimizer state."""
+    """The rows of all groups, and the bytes of their weights and optimizer state, and of what adaptive ones count."""
     groups = storage.stats()["groups"].values()
     sizes = [(each["rows"], PyOptimizer(name=each["optimizer"]).get_space(each["dim"])) for each in groups]
-    return sum(rows for rows, _ in sizes), sum(4 * rows * width for rows, width in sizes)
+    counts = sum(each["adaptive"]["counts_bytes"] for each in groups if "adaptive" in each)
+    return sum(rows for rows, _ in sizes), sum(4 * rows * width for rows, width in sizes) + counts
 
 
 def table_of(lines: dict[str, Line]) -> str:
@@ -224,6 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.set_defaults(epochs=1)
     parser.add_argument("--threshold", type=int, default=500, help="compress from more values on (%(default)s)")
     parser.add_argument("--collisions", type=int, default=4, help="values that share a remainder (%(default)s)")
+    parser.add_argument("--frequent", type=int, default=20, help="occurrences that are worth a row (%(default)s)")
     options = parser.parse_args(arguments)
     plan = plan_of(options)
     torch.set_num_threads(1)  # as in torch_comparison.run
@@ -235,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
     lines = {}
     for name, kind in KINDS.items():
         with tempfile.TemporaryDirectory(prefix="rockbed-compressed-") as directory:
-            sizes = Options(options.threshold, options.collisions)
+            sizes = Options(options.threshold, options.collisions, options.frequent)
             lines[name] = measured(f"{directory}/store", data, plan, kind, sizes)
     print(table_of(lines))
     return 0

@@ -9,14 +9,16 @@ torch = pytest.importorskip("torch", reason="torch is not installed: `make test`
 
 from examples.compressed import KINDS, Compressed, Kind, Line, Options, Size, held, main, table_of, uniform  # noqa: E402
 from examples.flights_data import split, synthetic  # noqa: E402
-from examples.torch_comparison import InRockbed  # noqa: E402
+from examples.torch_comparison import RATE, InRockbed  # noqa: E402
 from examples.trainer import Plan  # noqa: E402
 from rockbed import PyStorage  # noqa: E402
+from rockbed.client.hashing import hash_buckets  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
 DATA = split(synthetic(3000), seed=1)  # features of 20, 50 and 200 values
-OPTIONS = Options(threshold=40, collisions=4)
+OPTIONS = Options(threshold=40, collisions=4, frequent=20)
+ADAPTIVE = [name for name in KINDS if name.startswith("adaptive")]
 QUOTIENT_REMAINDER = [name for name in KINDS if name.startswith("quotient")]
 
 
@@ -33,7 +35,15 @@ def test_the_table_tells_rows_memory_loss_and_auc(capsys: pytest.CaptureFixture[
     assert head.count("|") == 9
     assert list(cells) == list(KINDS)
     # a: 20 rows. b, c: 50 and 200 values, of which 4 share a remainder: 4 + 13 and 4 + 50 rows
-    assert {name: int(row[0]) for name, row in cells.items()} == dict.fromkeys(KINDS, 91) | {"full": 270}
+    rows = dict.fromkeys(KINDS, 91) | {"full": 270} | dict.fromkeys(ADAPTIVE, 20)
+    # And a row for each frequent value, beside the buckets of the others; or, counted in both epochs, for each that was
+    # seen so often, beside the buckets of all until then.
+    for place, buckets in ((1, 13), (2, 50)):
+        occurrences = np.unique(DATA.train_keys[:, place], return_counts=True)[1]
+        frequent, bucket = occurrences >= 20, hash_buckets(np.arange(len(occurrences)), buckets)
+        rows["adaptive, by a mask"] += int(frequent.sum()) + len(np.unique(bucket[~frequent]))
+        rows["adaptive, counted"] += int((2 * occurrences >= 20).sum()) + len(np.unique(bucket))
+    assert {name: int(row[0]) for name, row in cells.items()} == rows
     per_row = 4 * 2 * 8  # float32 weights, and as many of Adagrad's state
     assert cells["full"][1] == f"{270 * per_row / 1e6:.2f}"
     assert cells["hashed"][2] == f"{1 - 91 / 270:.1%}"
@@ -63,12 +73,13 @@ def test_every_feature_is_at_its_place_and_unknown_values_give_zeros(name: str, 
 @pytest.mark.parametrize("name", QUOTIENT_REMAINDER)
 def test_embeddings_of_two_rows_are_all_distinct_and_begin_with_the_spread_of_one(name: str, tmp_path: Path) -> None:
     with PyStorage(str(tmp_path / "store")) as storage:
-        found = compressing(name)(InRockbed(storage, 1), "v", Size(4000, 8, 40))(torch.arange(4000), True).detach()
+        size = Size(np.ones(4000, np.int64), dim=8, collisions=40, frequent=20)
+        found = compressing(name)(InRockbed(storage, 1), "v", size)(torch.arange(4000), True).detach()
         assert len(np.unique(found.numpy(), axis=0)) == 4000
         assert float(found.std()) == pytest.approx(0.1 / 3**0.5, rel=0.1)
-        rows, size = held(storage)
+        rows, bytes_held = held(storage)
         assert rows == 40 + 100
-        assert size == 140 * 4 * 2 * (4 if "concat" in name else 8)
+        assert bytes_held == 140 * 4 * 2 * (4 if "concat" in name else 8)
 
 
 def test_what_is_given_up_is_beside_the_full_table() -> None:
@@ -82,3 +93,17 @@ def test_what_is_given_up_is_beside_the_full_table() -> None:
 def test_without_examples_it_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["--movielens", str(tmp_path / "u.data")]) == 2
     assert "u.data" in capsys.readouterr().out
+
+
+def test_the_gradient_of_an_adaptive_embedding_updates_the_row_that_was_looked_up(tmp_path: Path) -> None:
+    with PyStorage(str(tmp_path / "store")) as storage:
+        size = Size(np.array([30, 2, 2, 2]), dim=8, collisions=4, frequent=20)  # one bucket, and 0 has a row of its own
+        rows = compressing("adaptive, by a mask")(InRockbed(storage, 1), "v", size)
+        ids = torch.arange(3)
+        before = rows(ids, True)
+        before[0].sum().backward()
+        with torch.no_grad():
+            after = rows(ids, False)
+        assert torch.equal(before[1], before[0])  # it began as a copy of the bucket's
+        assert torch.equal(after[1:], before[1:].detach())
+        torch.testing.assert_close(after[0], before[0].detach() - RATE)  # Adagrad's first step is its rate

@@ -305,16 +305,16 @@ def test_whatever_byte_is_damaged_the_counts_are_right_or_the_file_is_refused(
     rng = np.random.default_rng(4)
     refused = 0
     for at in range(len(whole)):
-        for changed in {whole[at] ^ 1, whole[at] ^ 0x80, int(rng.integers(256))} - {whole[at]}:
-            path.write_bytes(whole[:at] + bytes([changed]) + whole[at + 1 :])
-            try:
-                admission_files.load(path.parent, groups)
-            except StorageCorrupt:
-                refused += 1
-            else:
-                assert counted(storage, KEYS) == expected, f"byte {at} of {len(whole)}"
-    assert refused > len(whole)
-    for end in range(len(whole)):
+        changed = whole[at] ^ 1 << int(rng.integers(8))
+        path.write_bytes(whole[:at] + bytes([changed]) + whole[at + 1 :])
+        try:
+            admission_files.load(path.parent, groups)
+        except StorageCorrupt:
+            refused += 1
+        else:
+            assert counted(storage, KEYS) == expected, f"byte {at} of {len(whole)}"
+    assert refused > len(whole) // 3
+    for end in range(0, len(whole), 5):
         path.write_bytes(whole[:end])
         with pytest.raises(StorageCorrupt):
             admission_files.load(path.parent, groups)

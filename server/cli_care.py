@@ -7,7 +7,7 @@ import typer
 from rockbed.errors import StorageCorrupt
 from rockbed.server.cli_asking import must_be_able_to_ask, typed
 from rockbed.server.cli_errors import FAILED, PROBLEMS_FOUND, WrongUsage
-from rockbed.server.cli_options import AsJson, Yes
+from rockbed.server.cli_options import AsJson, Yes, number_of
 from rockbed.server.cli_output import console, print_json, progress, table
 from rockbed.server.cli_store import Store
 
@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 
 def shrink(
     store: Store,
-    group: Annotated[int | None, typer.Option(help="This group only.")] = None,
+    group: Annotated[str | None, typer.Option(help="This group only, by its number or name.")] = None,
     max_age: Annotated[float | None, typer.Option(help="Remove rows last updated this many seconds ago.")] = None,
     min_count: Annotated[int | None, typer.Option(help="Remove rows with fewer updates.")] = None,
     min_norm: Annotated[float | None, typer.Option(help="Remove rows whose weights have a smaller L2 norm.")] = None,
+    min_step: Annotated[
+        int | None, typer.Option(help="Remove rows of --group last updated before this global step.")
+    ] = None,
+    returned: Annotated[
+        bool, typer.Option("--returned", help="Remove exact rows of --group, adaptive, whose ids are rare again.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -34,8 +40,10 @@ def shrink(
         raise WrongUsage("--dry-run removes nothing, --yes does: give one of them")
     if not (dry_run or yes):
         must_be_able_to_ask("removing rows")
-    conditions = {"group": group, "max_age": max_age, "min_count": min_count, "min_norm": min_norm}
+    conditions: dict[str, Any] = {"max_age": max_age, "min_count": min_count, "min_norm": min_norm}
+    conditions |= {"min_step": min_step, "returned": returned}
     with store.open(read_only=dry_run) as storage:
+        conditions["group"] = None if group is None else number_of(storage, group)
         if not yes:
             report = _shrink(storage, "counting rows", conditions, dry_run=True)
             if dry_run or not _wanted(report):

@@ -9,14 +9,16 @@ import typer
 
 from rockbed.server.cli_asking import must_be_able_to_ask, typed
 from rockbed.server.cli_errors import FAILED, WrongUsage
-from rockbed.server.cli_options import AsJson, Mode, StoreMode, Yes
+from rockbed.server.cli_options import AsJson, Mode, StoreMode, Yes, number_of
 from rockbed.server.cli_output import console, print_json, progress, size, table
 from rockbed.server.cli_store import Store
 
 _DAY_S = 86_400
 _WHERE = "With --data a path; with --server a name in the directory that the server has for it."
 
-Groups = Annotated[list[int] | None, typer.Option("--group", help="This group only; may be given several times.")]
+Groups = Annotated[
+    list[str] | None, typer.Option("--group", help="This group only, by number or name; may be given several times.")
+]
 
 
 class Format(str, Enum):
@@ -88,8 +90,15 @@ def export(
     max_age: Annotated[float | None, typer.Option(help="Leave out rows last updated this many seconds ago.")] = None,
     min_count: Annotated[int | None, typer.Option(help="Leave out rows with fewer updates.")] = None,
     min_norm: Annotated[float | None, typer.Option(help="Leave out rows whose weights have a smaller norm.")] = None,
+    min_abs: Annotated[float | None, typer.Option(help="Leave out rows with no weight this far from 0.")] = None,
     cutoff: Annotated[float | None, typer.Option(help="Write weights nearer to 0 than this as 0.")] = None,
     slots: Annotated[bool, typer.Option("--slots", help="With the optimizer's state, to go on training.")] = False,
+    digests: Annotated[
+        bool, typer.Option("--digests", help="With what a later export --since this one compares with.")
+    ] = False,
+    since: Annotated[
+        Path | None, typer.Option(help="An export beside this one: write only what has changed, or gone, since.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write rows to files for other programs; docs/export.md says what they hold.
@@ -97,19 +106,24 @@ def export(
     Example: rockbed export --data ./model ./serving --format npz --min-count 3
     """
     if format is Format.DAMO:
-        condition = _damo_condition(group, max_age, min_count, min_norm=min_norm, cutoff=cutoff, slots=slots)
-        _dump(store, path, condition, as_json)
+        unknown = {"min_norm": min_norm, "min_abs": min_abs, "cutoff": cutoff, "slots": slots, "digests": digests}
+        condition = _damo_condition(group, max_age, min_count, **unknown, since=since)
+        _dump(store, path, group[0] if group else None, condition, as_json)
         return
-    with store.open(read_only=True) as storage, progress("exporting") as tell:
+    changes = digests or since is not None  # what an export is compared with has to be flushed first
+    with store.open(read_only=not changes) as storage, progress("exporting") as tell:
         report = storage.export(
             path,
             format=format.value,
-            groups=group,
+            groups=None if group is None else [number_of(storage, each) for each in group],
             max_age=max_age,
             min_count=min_count,
             min_norm=min_norm,
+            min_abs=min_abs,
             cutoff=cutoff,
             slots=slots,
+            digests=digests,
+            since=since,
             progress=tell,
         )
     if as_json:
@@ -120,7 +134,7 @@ def export(
 
 
 def _damo_condition(
-    group: list[int] | None, max_age: float | None, min_count: int | None, **unknown: object
+    group: list[str] | None, max_age: float | None, min_count: int | None, **unknown: object
 ) -> dict[str, int]:
     """The options as those of a dump, which knows fewer. Raises WrongUsage."""
     given = [f"--{name.replace('_', '-')}" for name, value in unknown.items() if value not in (None, False)]
@@ -130,13 +144,14 @@ def _damo_condition(
         raise WrongUsage("--group: a dump of damo-embedding has one group, or all")
     if max_age is not None and max_age % _DAY_S:
         raise WrongUsage(f"--max-age is {max_age:g}: a dump of damo-embedding counts in days, {_DAY_S} s each")
-    chosen = {"group": group[0] if group else None, "min_count": min_count}
-    chosen["expire_days"] = None if max_age is None else int(max_age // _DAY_S)
+    chosen = {"min_count": min_count, "expire_days": None if max_age is None else int(max_age // _DAY_S)}
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def _dump(store: Store, path: Path, condition: dict[str, int], as_json: bool) -> None:
+def _dump(store: Store, path: Path, group: str | None, condition: dict[str, int], as_json: bool) -> None:
     with store.open(read_only=True) as storage, progress("writing the dump"):
+        if group is not None:
+            condition["group"] = number_of(storage, group)
         rows = storage.dump(path, condition)
     _done(as_json, f"wrote {path}: {rows:,} rows", {"path": str(path), "format": Format.DAMO.value, "rows": rows})
 
@@ -144,16 +159,22 @@ def _dump(store: Store, path: Path, condition: dict[str, int], as_json: bool) ->
 def import_(
     store: Store,
     path: Annotated[Path, typer.Argument(help=_WHERE + " An export, or a dump of damo-embedding.", show_default=False)],
-    group: Groups = None,
+    group: Annotated[
+        list[int] | None, typer.Option("--group", help="This group of the export only; may be given several times.")
+    ] = None,
     mode: StoreMode = Mode.REPLACE,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Of an export --since another one, not that one before it.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, store nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Store the rows of an export; groups that are not there are created, and with --data a new store.
 
     Example: rockbed import --data ./model-2 ./serving
     """
-    with store.open(create=True) as storage, progress("importing") as tell:
-        report = storage.import_(path, groups=group, mode=mode.value, progress=tell)
+    with store.open(create=not dry_run) as storage, progress("importing") as tell:
+        report = storage.import_(path, groups=group, mode=mode.value, chain=not alone, dry_run=dry_run, progress=tell)
     if as_json:
         print_json({"path": str(path), **asdict(report)})
         return

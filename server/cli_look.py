@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from rockbed.errors import UnknownGroup
-from rockbed.server.cli_options import AsJson
+from rockbed.server.cli_options import AsJson, number_of
 from rockbed.server.cli_output import console, print_json, shown, table
 from rockbed.server.cli_store import Store
 
@@ -39,7 +39,7 @@ def _rule(value: Any) -> Any:
 
 def stats(
     store: Store,
-    group: Annotated[int | None, typer.Option(help="Every figure of this group.")] = None,
+    group: Annotated[str | None, typer.Option(help="Every figure of this group, by its number or name.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Sizes and counters; docs/operations.md has the meaning of each.
@@ -47,16 +47,17 @@ def stats(
     Example: rockbed stats --server 127.0.0.1:7400 --group 1
     """
     with store.open(read_only=True) as storage:
+        number = None if group is None else number_of(storage, group)
         found = storage.stats()
     by_group = found.pop("groups")
-    if group is not None and group not in by_group:
-        raise UnknownGroup(f"group {group} is not among those of {store.target}: {', '.join(map(str, by_group))}")
+    if number is not None and number not in by_group:
+        raise UnknownGroup(f"group {number} is not among those of {store.target}: {', '.join(map(str, by_group))}")
     if as_json:
-        print_json({**found, "groups": by_group} if group is None else by_group[group])
+        print_json({**found, "groups": by_group} if number is None else by_group[number])
         return
-    figures = found if group is None else by_group[group]
+    figures = found if number is None else by_group[number]
     # the names give the units, so a figure is formatted by its own
     console().print(table(("figure", "value"), [(name, shown(name, value)) for name, value in figures.items()]))
-    if group is None:
-        rows = [(str(number), *(each[name] for name in _GROUP_FIGURES)) for number, each in by_group.items()]
+    if number is None:
+        rows = [(str(each_number), *(each[name] for name in _GROUP_FIGURES)) for each_number, each in by_group.items()]
         console().print(table(("group", *_GROUP_FIGURES), rows))

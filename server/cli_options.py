@@ -6,17 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from rockbed.client.tls import Tls
+from rockbed.errors import UnknownGroup
 from rockbed.server.cli_errors import errors_said
+
+if TYPE_CHECKING:
+    from rockbed.client.storage import PyStorage
 
 _TLS_PANEL = "Encryption"
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for programs.")]
-Group = Annotated[int, typer.Option(help="The group's number.")]
+Group = Annotated[str, typer.Option(help="The group's number, or its name.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -28,6 +32,17 @@ class Mode(str, Enum):
 
 
 StoreMode = Annotated[Mode, typer.Option(help="What becomes of rows that exist.")]
+
+
+def number_of(storage: "PyStorage", group: str) -> int:
+    """The number of a group that the command line names. Raises UnknownGroup where no group has the name."""
+    if group.isdecimal():
+        return int(group)
+    names = storage.names()
+    if group not in names:
+        known = ", ".join(map(repr, names)) or "none"
+        raise UnknownGroup(f"no group is called {group!r} (known names: {known}): give one of them, or a number")
+    return names[group]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from rockbed.errors import BatchTooLarge, LimitExceeded, RockbedError, UnknownGr
 from rockbed.server.cli_asking import must_be_able_to_ask, typed
 from rockbed.server.cli_errors import FAILED, WrongUsage
 from rockbed.server.cli_keys import array_of, keys_in, keys_typed
-from rockbed.server.cli_options import AsJson, Group, Mode, StoreMode, Yes
+from rockbed.server.cli_options import AsJson, Group, Mode, StoreMode, Yes, number_of
 from rockbed.server.cli_output import console, print_json, progress, table
 from rockbed.server.cli_store import Store
 
@@ -45,14 +45,15 @@ def get(
     widths: dict[str, int] = {}
 
     def read(part: slice) -> None:
-        report = storage.get_rows(group, array_of(asked[part]))
+        report = storage.get_rows(number, array_of(asked[part]))
         widths.update(report.slot_widths)
         rows.extend(_row(report, i, key, values) for i, key in enumerate(asked[part]))
 
     with store.open(read_only=True) as storage, progress("reading rows") as tell:
+        number = number_of(storage, group)
         _in_parts(len(asked), read, tell)
     if as_json:
-        print_json({"group": group, "slot_widths": widths, "rows": rows})
+        print_json({"group": number, "slot_widths": widths, "rows": rows})
         return
     columns = ("key", "explanation", *(("weights", "slots") if values else ()))
     console().print(table(columns, [[str(row["key"]), *(_text(row[name]) for name in columns[1:])] for row in rows]))
@@ -129,9 +130,10 @@ def put(
     elif key is not None and weights is not None:
         rows = _typed_row(key, weights)
     with store.open() as storage, progress("storing rows") as tell:
-        stored = _put(storage, group, rows, mode.value, tell)
+        number = number_of(storage, group)
+        stored = _put(storage, number, rows, mode.value, tell)
     if as_json:
-        print_json({"group": group, "rows_sent": rows.keys.size, "rows_stored": stored})
+        print_json({"group": number, "rows_sent": rows.keys.size, "rows_stored": stored})
     else:
         typer.echo(f"stored {stored:,} of {rows.keys.size:,} rows in group {group}")
 
@@ -185,12 +187,13 @@ def drop(
     if not yes:
         must_be_able_to_ask("dropping a group")
     with store.open() as storage:
+        number = number_of(storage, group)
         if not yes:
-            _confirm(storage, store, group)
+            _confirm(storage, store, number)
         with progress("dropping the group"):
-            rows = storage.drop_group(group)
+            rows = storage.drop_group(number)
     if as_json:
-        print_json({"group": group, "rows": rows})
+        print_json({"group": number, "rows": rows})
     else:
         typer.echo(f"dropped group {group} with {rows:,} rows")
 

@@ -1,12 +1,12 @@
 """Lookups of groups that keep rows on a device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rockbed.bags import Bags
-from rockbed.errors import BatchTooLarge
+from rockbed.errors import BatchTooLarge, DeviceOutOfMemory
 from rockbed.server.device_calls import DeviceCall, Wanted
 from rockbed.server.fitting import must_take
 from rockbed.server.group import SPACE_TRIES, Fetched, Group
@@ -33,22 +33,28 @@ def whole(group: Group, keys: I64) -> Bags:
 def lookup(engine: "Engine", device: Device, group: Group, keys: I64, out: F32, *, train: bool) -> None:
     """As lookups.lookup. Raises Moved where the group's rows are in memory by now."""
     must_take(group.config, keys.size, out)
-    for piece in _pieces(group, keys.size):
+
+    def look_up(piece: slice) -> None:
         call = _Lookup(engine, device, [(group, whole(group, keys[piece]))], 0, train=train)
         call.run()
         with device.queue():
             out[piece] = device.launcher.to_host(call.sequences[0])
+
+    _in_pieces(group, keys.size, look_up)
 
 
 def prefetch(engine: "Engine", device: Device, group: Group, keys: I64) -> tuple[int, int]:
     """As lookups.prefetch, up to the device. Raises Moved."""
     distinct = np.unique(keys)
     sought = distinct[group.not_padding(distinct, np.arange(distinct.size))]
-    nowhere = distinct.size - sought.size  # the padding key
-    for piece in _pieces(group, sought.size):
+    nowhere = [distinct.size - sought.size]  # the padding key, and those of each piece
+
+    def look_up(piece: slice) -> None:
         call = _Lookup(engine, device, [(group, whole(group, sought[piece]))], 0, train=False, counted=False)
-        nowhere += call.run()[0].keys
-    return distinct.size - nowhere, nowhere
+        nowhere.append(call.run()[0].keys)
+
+    _in_pieces(group, sought.size, look_up)
+    return distinct.size - sum(nowhere), sum(nowhere)
 
 
 def pool(engine: "Engine", device: Device, parts: Sequence[tuple[Group, Bags]], size: int, *, train: bool) -> Results:
@@ -61,13 +67,25 @@ def pool(engine: "Engine", device: Device, parts: Sequence[tuple[Group, Bags]], 
     return call.pooled, call.sequences
 
 
-def _pieces(group: Group, n: int) -> Iterator[slice]:
-    # so many rows are sure to have room together
+def _in_pieces(group: Group, n: int, call: Callable[[slice], None]) -> None:
+    """Make calls for as many keys at a time as are sure to have room together."""
+    start = 0
+    while start < n:
+        step = _room(group)
+        try:
+            call(slice(start, start + step))
+        except DeviceOutOfMemory:
+            if _room(group) >= step:
+                raise
+            continue  # a group was opened meanwhile, and this one has less room now
+        start += step
+
+
+def _room(group: Group) -> int:
     with group.lock:
         if group.tier is None:
             raise Moved
-        step = group.tier.capacity
-    return (slice(start, start + step) for start in range(0, n, step))
+        return group.tier.capacity
 
 
 class _Unread(Exception):

@@ -52,10 +52,11 @@ class DevicePrepared:
         return Section(self.group.number, self.keys, self.fresh, self.sums, False, self.step)
 
     def apply(self, now_ms: int, lsn: int) -> None:
-        """Update the rows. With the group's lock held, and the journal written."""
+        """Update the rows, and let them be evicted again. With the group's lock held, and the journal written."""
         group, tier = self.group, tier_of(self.group)
         with tier.device.queue():
             tier.table.update(self.rows, self.grads, self.rates, step=self.step, now_ms=now_ms, lsn=lsn)
+        tier.unpin()
         total, largest = k.squared_norms(self.sums)
         group.counters.updates += self.keys.size
         group.counters.gradient_square_sum += total
@@ -64,9 +65,9 @@ class DevicePrepared:
             group.stepped(self.step, lsn)
 
     def release(self, *, undo: bool) -> None:
-        """Let the rows be evicted again; with `undo`, forget those that were created for this push."""
-        tier_of(self.group).unpin()
-        if undo:
+        """With `undo`, let the rows be evicted again, and forget those that were created for this push."""
+        if undo:  # a push that was applied must not fail here, where the caller would take it for one that was not
+            tier_of(self.group).unpin()
             take_back(self.group, self.created, self.counted)
 
 
@@ -167,6 +168,8 @@ class Push:
             good[bad] = False
             keys, counts, fresh, sums = keys[good], counts[good], fresh[good], sums[good]
             rows, grads = launcher.to_device(launcher.to_host(rows)[good]), launcher.to_device(sums)
+            if not keys.size:  # there is no update that would
+                table.unpin()
         rates: float | DeviceArray = float(group.optimizer.lr)
         if group.schedule is not None:
             steps = counts if step < 0 else np.full(counts.size, step - 1)

@@ -4,7 +4,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from rockbed.errors import RockbedError
-from rockbed.server import admission_files
+from rockbed.server import admission_files, tiers
 from rockbed.server.group import Group
 from rockbed.storage.entries import Kind, drop_parts
 from rockbed.storage.files import os_errors
@@ -51,7 +51,7 @@ def erase(engine: "Engine", group: Group) -> None:
     engine.removals.forget(number)
     engine.files.delete_group(number)
     group.table.give_all_back()
-    group.tier = None
+    tiers.let_go(group)
     if not engine.config.read_only:
         with os_errors(f"removing the counts of group {number}"):
             admission_files.remove(engine.directory / "admission", number)

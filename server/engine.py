@@ -133,9 +133,9 @@ class Engine:
 
     # --- groups ---
 
-    def open_group(self, config: GroupConfig, *, by_name: bool = False) -> Group:
+    def open_group(self, config: GroupConfig, *, by_name: bool = False, used: bool = True) -> Group:
         """See grouping.open_group."""
-        return grouping.open_group(self, config, by_name=by_name)
+        return grouping.open_group(self, config, by_name=by_name, used=used)
 
     def alter_group(self, config: GroupConfig) -> Group:
         """See grouping.alter_group."""
@@ -350,11 +350,16 @@ class Engine:
                 with ExitStack() as last:  # whatever fails, the directory is let go of
                     last.callback(atexit.unregister, self._at_exit)
                     last.callback(self.lock.release)
-                    last.callback(self.groups.clear)
+                    last.callback(self._let_go_of_groups)
                     last.callback(self.kept.clear)
                     last.callback(self.files.close)
                     last.callback(self.journal.close)
                     last.callback(self._wait_for_quiet)
+
+    def _let_go_of_groups(self) -> None:
+        for group in list(self.groups.values()):
+            tiers.let_go(group)
+        self.groups.clear()
 
     def _wait_for_quiet(self) -> None:
         """Wait for whoever has begun to work on the directory: once it is let go of, it can be another store's."""

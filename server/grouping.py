@@ -23,11 +23,13 @@ def open_group(
     config: GroupConfig,
     *,
     by_name: bool = False,
+    used: bool = True,
     may: Callable[[GroupConfig | None, GroupConfig], None] = lambda stored, asked: None,
 ) -> Group:
     """Create the group, or open it as it is stored; settings that may change are changed, durably.
 
     by_name: the group is the one of the config's name, whatever its number; a new one gets a number that is free.
+    used: False where nobody works with the group yet: whoever opens it first may still change its settings.
     may: called with the settings that are stored, None for a new group, and those asked for; raises to refuse.
     A config without a name leaves the group its own.
 
@@ -44,7 +46,8 @@ def open_group(
             _must_be_free(engine, config)
             may(None, config)
             group = _create(engine, config)
-            tiers.attach(engine, group)
+            if used:
+                _use(engine, group)
             return group
         config = _keeping_its_name(group, config)
         may(group.config, config)
@@ -57,9 +60,14 @@ def open_group(
                     "as it is and change it for everyone with its `alter`, or close the storage first"
                 )
             _change(engine, group, config)
-        engine.opened_here.add(config.group)
-        tiers.attach(engine, group)
+        if used:
+            _use(engine, group)
         return group
+
+
+def _use(engine: "Engine", group: Group) -> None:
+    engine.opened_here.add(group.number)
+    tiers.attach(engine, group)
 
 
 def alter_group(engine: "Engine", config: GroupConfig) -> Group:
@@ -124,8 +132,7 @@ def _change(engine: "Engine", group: Group, config: GroupConfig) -> None:
             with engine.must_succeed(lsn):
                 group.change(config)
     finally:
-        if group.number in engine.opened_here:
-            tiers.attach(engine, group)
+        tiers.attach(engine, group)
     if group.lives_longer:
         engine.hold_compaction(True)
 
@@ -143,5 +150,4 @@ def _create(engine: "Engine", config: GroupConfig) -> Group:
             group.dropped = True
             del engine.groups[config.group]
             raise
-    engine.opened_here.add(config.group)
     return group

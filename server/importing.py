@@ -137,8 +137,7 @@ def _must_fit(group: Group | None, source: Source, path: Path) -> None:
 def _group_for(engine: "Engine", source: Source, report: ImportReport) -> Group:
     group = _group_of(engine, source)
     if group is None and source.config is not None:
-        group = engine.open_group(source.config, by_name=source.config.name is not None)
-        engine.opened_here.discard(group.number)  # whoever opens it first may still change its settings
+        group = engine.open_group(source.config, by_name=source.config.name is not None, used=False)
         report.groups_created.append(group.number)
     return group or engine.group(source.number)
 

@@ -105,7 +105,11 @@ class Tier:
     def empty(self) -> None:
         """Give memory what is newer here, and hold nothing."""
         self.hand_down()
-        self._table = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Hold nothing, also of what memory lacks. The device has its memory back at once."""
+        self._table = None  # it knows this object: left to the garbage collector, it would stay for a while
 
     def settle(self, keys: I64) -> None:
         """Give memory the rows of keys, int64[n], distinct, and do not hold them any more."""

@@ -57,6 +57,14 @@ def detach(engine: "Engine", group: Group) -> None:
     _give(engine, group, None)
 
 
+def let_go(group: Group) -> None:
+    """Take a group that is not used any more off the device, whatever memory lacks of it."""
+    with group.lock:
+        if group.tier is not None:
+            group.tier.forget()
+            group.tier = None
+
+
 def reopen(engine: "Engine", numbers: Iterable[int]) -> None:
     """Attach the groups that were in use before a store was opened anew, those that are still there."""
     with changing(engine), engine.groups_lock:

@@ -164,8 +164,9 @@ class DeviceTable:
         """
         rows = self.launcher.empty(keys.size, np.int32)
         for piece in self._pieces(keys.size):
-            positions, fresh = self._enter(self.launcher.to_device(keys[piece]), rows[piece])
+            # copied first: what has its entry must be filled, so nothing may fail between
             words = self.launcher.to_device(np.ascontiguousarray(records[piece]).view(np.int32))
+            positions, fresh = self._enter(self.launcher.to_device(keys[piece]), rows[piece])
             per_row = _HEADER_WORDS + self.width
             arguments = (fresh, fresh.size, per_row, self.header, self.flags, self.data, self.stride)
             self._run("load_rows", fresh.size * per_row, words, positions, *arguments)

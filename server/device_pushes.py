@@ -1,6 +1,7 @@
 """Pushes to groups that keep rows on a device: gradients are summed and rows updated there, and the journal, which has
 the sums, comes between."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ from rockbed.storage.gpu.fused import Absent, RowGradients
 from rockbed.storage.gpu.launcher import DeviceArray
 from rockbed.types import F32, I64, U8, Bool
 
+_log = logging.getLogger("rockbed")
 _NONE: I64 = np.empty(0, np.int64)
-
 
 DeviceShare = Gradients | FeatureGradients
 """A group's share of a push, as the device takes it."""
@@ -72,14 +73,19 @@ class DevicePrepared:
 
 
 def take_back(group: Group, created: I64, counted: dict[str, int]) -> None:
-    """Forget rows of memory that a push created, and put counters back."""
+    """Forget rows of memory that a push created, and put counters back. Where the device fails, the rows stay, here as
+    there: new ones, as a lookup makes them."""
+    for name, count in counted.items():
+        setattr(group.counters, name, count)
     if created.size:
-        tier_of(group).remove(group.table.header[created, 0])
+        try:
+            tier_of(group).remove(group.table.header[created, 0])
+        except Exception as error:  # of the push there is an error already, and other groups are still to be undone
+            _log.warning("rockbed: group %d keeps %d new rows of a failed push: %s", group.number, created.size, error)
+            return
         group.table.remove(created)
         group.counters.rows -= created.size
         group.counters.inserts -= created.size
-    for name, count in counted.items():
-        setattr(group.counters, name, count)
 
 
 class Push:

@@ -5,7 +5,8 @@ kernels of table.cu and update.cu; this file decides what is launched. Where the
 the device, and the method says so; everything else is queued.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,8 @@ class DeviceTable:
         rows, created = self.launcher.empty(keys.size, np.int32), 0
         for piece in self._pieces(keys.size):
             _, fresh = self._enter(keys[piece], rows[piece])
-            self._start(fresh, now_ms, lsn)
+            with self._filling(fresh):
+                self._start(fresh, now_ms, lsn)
             created += fresh.size
         if not pin:
             self.unpin()
@@ -169,7 +171,8 @@ class DeviceTable:
             positions, fresh = self._enter(self.launcher.to_device(keys[piece]), rows[piece])
             per_row = _HEADER_WORDS + self.width
             arguments = (fresh, fresh.size, per_row, self.header, self.flags, self.data, self.stride)
-            self._run("load_rows", fresh.size * per_row, words, positions, *arguments)
+            with self._filling(fresh):
+                self._run("load_rows", fresh.size * per_row, words, positions, *arguments)
         if not pin:
             self.unpin()
         return rows
@@ -248,20 +251,8 @@ class DeviceTable:
             self._run("clock_marks", self.high, self.flags, self.high, self._hand, marks)
             rank = self.launcher.running_sum(marks)
             result = self.launcher.zeros(2, np.int32)
-            self._run(
-                *(
-                    "clock_turn",
-                    self.high,
-                    self.flags,
-                    self.high,
-                    self._hand,
-                    marks,
-                    rank,
-                    wanted - found,
-                    victims,
-                    result,
-                )
-            )
+            arguments = (self.flags, self.high, self._hand, marks, rank, wanted - found, victims, result)
+            self._run("clock_turn", self.high, *arguments)
             marked, steps = map(int, self.launcher.to_host(result))
             taken = min(marked, wanted - found)
             self._remove(victims[:taken])
@@ -359,6 +350,15 @@ class DeviceTable:
         self.count += taken
         self.high = max(self.high, self.capacity - self.free_count)
         return positions, fresh
+
+    @contextmanager
+    def _filling(self, rows: DeviceArray) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:  # no entry may lead to a row with anything in it
+            self._remove(rows)
+            self.unpin()
+            raise
 
     def _start(self, rows: DeviceArray, now_ms: int, lsn: int) -> None:
         threads = rows.size * ((self.width + 1) // 2)

@@ -13,7 +13,7 @@ from rockbed import DeviceOutOfMemory, PyEmbedding
 from rockbed.errors import StorageFailed
 from rockbed.server import device_lookups
 from rockbed.storage.gpu.launcher import Launcher
-from tests.api.helpers import assert_sound, embedding, keys_of, ones, uniform
+from tests.api.helpers import assert_sound, embedding, engine_of, keys_of, ones, uniform
 from tests.gpu.stores import Open, contents, small, stats_of, table_of
 
 
@@ -80,6 +80,53 @@ def test_rows_of_a_push_that_is_skipped_altogether_are_not_pinned(open_storage: 
     rows.apply_gradients(np.arange(64), ones(64, value=np.inf))
     rows.apply_gradients(np.arange(64, 128), ones(64))
     assert (rows.lookup(np.arange(64, 128), train=False) == -0.5).all()
+
+
+def test_a_push_whose_undoing_fails_leaves_new_rows_and_lets_go_of_all(
+    open_storage: Open, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(rows=128)
+    groups = [embedding(storage, group=number, initializer=uniform()) for number in (1, 2)]
+    for rows in groups:
+        rows.apply_gradients(np.arange(60), ones(60))
+
+    def no_memory(*_: Any) -> None:
+        raise DeviceOutOfMemory("no memory left")
+
+    with monkeypatch.context() as patch:
+
+        def full(*_: Any) -> None:
+            patch.setattr(launcher, "empty", no_memory)
+            raise OSError("no room")
+
+        patch.setattr(engine_of(storage).journal, "append", full)
+        with pytest.raises(OSError, match="no room"):
+            storage.apply_gradients([(rows, np.arange(56, 64), ones(8)) for rows in groups])
+    for rows in groups:
+        assert (stats_of(rows)["rows"], stats_of(rows)["push_keys"]) == (64, 60)
+        rows.apply_gradients(np.arange(100, 164), ones(64))  # which needs all the room there is
+        assert contents(rows, np.arange(64))[2].tolist() == [1] * 60 + [0] * 4
+    assert_sound(storage)
+
+
+def test_rows_that_could_not_be_filled_are_not_there(
+    open_storage: Open, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, real = open_storage(), launcher.launch
+    rows = embedding(storage, initializer=uniform())
+    expected = embedding(open_storage("below", device=None), initializer=uniform()).lookup(np.arange(20))
+
+    def launch(module: Any, name: str, *rest: Any) -> None:
+        if name == "load_rows":
+            raise RuntimeError("not now")
+        real(module, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "launch", launch)
+        with pytest.raises(RuntimeError, match="not now"):
+            rows.lookup(np.arange(20))
+    np.testing.assert_array_equal(rows.lookup(np.arange(20)), expected)
+    assert_sound(storage)
 
 
 def _dropped(rows: PyEmbedding) -> None:

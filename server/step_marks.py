@@ -1,5 +1,5 @@
-"""Which journal entry began which global step: so that rows, which know the entry that changed them last, need not hold
-the step of it."""
+"""Which journal entries were of which global step: so that rows, which know the entry that changed them last, need not
+hold the step of it."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -9,42 +9,49 @@ _SHARE = 16  # marks that are thinned out stay no further apart than this share 
 
 
 class StepMarks:
-    """Marks (step, LSN) of one group, ascending in both. Not thread-safe: the group's lock is held.
+    """Marks of one group: the first step and LSN of each, and its last ones, ascending all. Not thread-safe: the
+    group's lock is held.
 
-    Every step is marked until there are 512 marks; then older ones are thinned out, so that two neighbours are no more
-    than a 16th of their age in steps apart. So few are enough for any number of steps.
+    Every step at which there was a push is a mark until there are 512; then older ones become one with those before
+    them, as long as what becomes one is no more than a 16th of its age in steps. So few are enough for any number of
+    steps.
     """
 
     def __init__(self, marks: Sequence[Sequence[int]] = ()) -> None:
-        self._steps = [step for step, _ in marks]
-        self._lsns = [lsn for _, lsn in marks]
+        self._marks = [list(mark) for mark in marks]  # step, LSN, last step, last LSN
 
     def note(self, step: int, lsn: int) -> None:
         """A push at a step was journal entry `lsn`."""
-        if self._steps and step <= self._steps[-1]:
+        newest = self._marks[-1] if self._marks else None
+        if newest is not None and step <= newest[0]:
+            newest[3] = max(newest[3], lsn)
             return
-        self._steps.append(step)
-        self._lsns.append(lsn)
-        if len(self._steps) > _MARKS_MAX:
+        self._marks.append([step, lsn, step, lsn])
+        if len(self._marks) > _MARKS_MAX:
             self._thin_out()
 
     def lsn_of(self, step: int) -> int:
         """Rows last changed by an entry before this one were so before `step`; those changed shortly before the step
-        may be of it or later ones, where marks were thinned out."""
-        at = bisect_right(self._steps, step)
-        return self._lsns[at - 1] if at else 0
+        may be of it or later ones, where marks have become one."""
+        at = bisect_right(self._marks, step, key=lambda mark: mark[0])
+        if not at:
+            return 0
+        first, lsn, last, last_lsn = self._marks[at - 1]
+        return last_lsn + 1 if first < step and last < step else lsn
 
     def snapshot(self) -> list[list[int]]:
         """The marks, for JSON."""
-        return [list(mark) for mark in zip(self._steps, self._lsns, strict=True)]
+        return [list(mark) for mark in self._marks]
 
     def _thin_out(self) -> None:
-        newest = self._steps[-1]
-        kept = [len(self._steps) - 1]
-        for at in range(len(self._steps) - 2, -1, -1):
-            # left out where the one before it is near enough to the one after it
-            near = at > 0 and self._steps[kept[-1]] - self._steps[at - 1] <= (newest - self._steps[kept[-1]]) // _SHARE
+        marks, newest = self._marks, self._marks[-1][0]
+        kept = [len(marks) - 1]
+        for at in range(len(marks) - 2, -1, -1):
+            # becomes one with the one before it, where that is near enough to the one after it
+            after = marks[kept[-1]][0]
+            near = at > 0 and after - marks[at - 1][0] <= (newest - after) // _SHARE
             if not near:
                 kept.append(at)
         kept.reverse()
-        self._steps, self._lsns = [self._steps[at] for at in kept], [self._lsns[at] for at in kept]
+        ends = [at - 1 for at in kept[1:]] + [kept[-1]]
+        self._marks = [marks[at][:2] + marks[end][2:] for at, end in zip(kept, ends, strict=True)]

@@ -257,6 +257,16 @@ def test_steps_are_known_after_a_restart(open_storage: OpenStorage) -> None:
         assert each.open(storage, SGD).lookup(np.arange(1, 5), train=False)[:, 0].tolist() == [0, 0, -1, -1]
 
 
+def test_steps_at_which_nothing_was_pushed_pass_too(storage: PyStorage) -> None:
+    each = column(ev_option=option(evict_option=fc.GlobalStepEvict(5)))
+    train(storage, each, keys_of(7), global_step=1)
+    train(storage, each, keys_of(8), global_step=10)
+    assert each.evict(storage, 6) == 0
+    assert each.evict(storage, 10) == 1  # 10 - 1 > 5
+    assert each.evict(storage, 15) == 0
+    assert each.evict(storage, 16) == 1  # though there was no push after step 10
+
+
 def test_rows_of_small_weights_go(storage: PyStorage) -> None:
     each = column(ev_option=option(evict_option=fc.L2WeightEvict(0.5)))  # sum(w^2) < 1
     with pytest.raises(UnknownGroup, match="no rows"):

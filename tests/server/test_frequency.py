@@ -117,10 +117,12 @@ def test_every_step_is_marked_at_first() -> None:
     for step in range(10, 400, 3):
         marks.note(step, 1000 + step)
         marks.note(step, 2000 + step)  # later pushes of a step begin no other
-    assert [marks.lsn_of(step) for step in (9, 10, 11, 13, 5000)] == [0, 1010, 1010, 1013, 1397]
+    assert [marks.lsn_of(step) for step in (9, 10, 13)] == [0, 1010, 1013]
+    # what was pushed at 10 is older than a step at which there was no push, and all is older than one to come
+    assert [marks.lsn_of(step) for step in (11, 5000)] == [2011, 2398]
     again = StepMarks(marks.snapshot())
     again.note(5, 9000)  # a trainer that begins anew
-    assert again.snapshot() == marks.snapshot()
+    assert again.lsn_of(397) == 1397 and again.lsn_of(398) == 9001
 
 
 def test_marks_that_are_thinned_out_stay_near_enough() -> None:
@@ -129,9 +131,23 @@ def test_marks_that_are_thinned_out_stay_near_enough() -> None:
         marks.note(step, 10 * step)
     snapshot = marks.snapshot()
     assert len(snapshot) <= 513
-    steps = np.array([step for step, _ in snapshot])
+    steps, ends = np.array(snapshot)[:, [0, 2]].T
+    assert (ends[:-1] == steps[1:] - 1).all()
     assert (np.diff(steps) <= np.maximum(1, (100_000 - steps[:-1]) / 16)).all()
     assert steps[0] == 1
     for step in (1, 70_000, 99_000, 100_000):
         lsn = marks.lsn_of(step)
         assert 0 <= 10 * step - lsn <= 10 * (100_000 - lsn / 10) / 16
+
+
+def test_steps_without_a_push_are_told_from_marks_that_became_one() -> None:
+    marks = StepMarks()
+    pushed = np.unique(np.random.default_rng(3).integers(1, 200_000, 3000)).tolist()
+    for step in pushed:
+        marks.note(step, 10 * step)
+    for step in range(1, 200_000, 777):
+        before = max((each for each in pushed if each < step), default=0)
+        lsn, oldest = marks.lsn_of(step), step - (200_000 - step) / 16
+        # nothing of this step or later ones is older than it
+        assert lsn <= (10 * step if step in pushed else 10 * before + 1)
+        assert not [each for each in pushed if each < oldest and 10 * each >= lsn]

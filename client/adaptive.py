@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,10 +83,17 @@ class AdaptiveEmbedding:
         self.keys = Keys(name, key_dtype_name(key_dtype))
         kind = {"kind": "adaptive", "buckets": self.buckets, "key_dtype": self.keys.kind}
         rules = storage, optimizer, initializer, dimension
-        self.static = PyEmbedding(
-            *rules, f"{name}/static", ttl=0, miss_value="initializer", variable={**kind, "part": STATIC}, **settings
+        static = partial(
+            PyEmbedding,
+            *rules,
+            f"{name}/static",
+            ttl=0,
+            miss_value="initializer",
+            variable={**kind, "part": STATIC},
+            **settings,
         )
-        self.exact = PyEmbedding(
+        exact = partial(
+            PyEmbedding,
             *rules,
             f"{name}/exact",
             ttl=ttl,
@@ -96,6 +104,12 @@ class AdaptiveEmbedding:
             variable={**kind, **of_exact},
             **settings,
         )
+        # What the exact part is given the static one takes too, and not the reverse: opened in this order neither is
+        # made where the other cannot be. One that is there already goes first, as what it is made of is fixed.
+        if hasattr(storage, "backend") and f"{name}/static" in storage.names():
+            self.static, self.exact = static(), exact()
+        else:
+            self.exact, self.static = exact(), static()
 
     @property
     def dim(self) -> int:
@@ -104,14 +118,21 @@ class AdaptiveEmbedding:
 
     @property
     def threshold(self) -> Named | None:
-        """From which count on the store takes an id for frequent, None where masks say so."""
+        """From which count on the store takes an id for frequent, None where masks say so: as of the opening, or the
+        last `alter` here."""
         found: Named | None = (self.exact.config.variable or {})["threshold"]
         return found
 
+    def has_threshold(self) -> bool:
+        """Whether the store finds ids frequent by now: others may have given it a threshold."""
+        if self.threshold is None:
+            self.exact.config = self.storage.backend.groups().get(self.exact.group, self.exact.config)
+        return self.threshold is not None
+
     @property
     def global_step(self) -> int:
-        """As PyEmbedding.global_step, of both parts."""
-        return self.exact.global_step
+        """As PyEmbedding.global_step, of both parts: at first the later one of their last pushes."""
+        return max(self.static.global_step, self.exact.global_step)
 
     @global_step.setter
     def global_step(self, step: int) -> None:
@@ -146,12 +167,12 @@ class AdaptiveEmbedding:
         if len(shape) != 1:
             raise WrongShape(f"ids must have one axis, not {list(shape)}")
         wanted = None if mask is None else checked_mask(mask, keys.size)
-        if wanted is None and self.threshold is None:
+        if wanted is None and not self.has_threshold():
             raise InvalidConfig(
                 f"adaptive embedding {self.name!r} has no threshold, and the lookup no mask: give one of {keys.size} "
                 "values, 1 for the ids whose rows are exact, or open it with threshold=Frequency(enter=...)"
             )
-        return self.lookup_keys(keys, wanted, train=train)
+        return self.lookup_keys(keys.copy(), wanted, train=train)  # the caller's may change before the gradient comes
 
     def lookup_keys(self, keys: I64, mask: Bool | None, *, train: bool) -> "AdaptiveRows":
         """As `lookup`, of keys int64[n] as `keys` makes them of ids, and bool[n]."""
@@ -277,9 +298,17 @@ class AdaptiveReport:
         return self.full_bytes - self.static_bytes - self.exact_bytes - self.counts_bytes
 
 
+def mask_array(mask: Any) -> Any:
+    """A list as an array, others as they are. Raises WrongShape for a list of lists of several lengths."""
+    try:
+        return np.asarray(mask) if isinstance(mask, list | tuple) else mask
+    except ValueError as error:
+        raise WrongShape(f"a mask must have a value for each id: {error}") from None
+
+
 def checked_mask(mask: Any, n: int) -> Bool:
     """bool[n]. Raises WrongDtype, WrongShape, InvalidConfig."""
-    array = np.asarray(mask) if isinstance(mask, list | tuple) else mask
+    array = mask_array(mask)
     if not isinstance(array, np.ndarray) or (array.dtype.kind not in "biu" and array.size):
         raise WrongDtype(f"a mask must be integers of 0 and 1, or bool, not {described(array)}")
     if array.shape != (n,):

@@ -15,6 +15,7 @@ from rockbed.client.variable_keys import Keys, key_dtype_name
 from rockbed.client.variable_options import EmbeddingVariableOption, GlobalStepEvict, L2WeightEvict, TimeEvict
 from rockbed.config import DIM_MAX, name_problems, whole_problems
 from rockbed.errors import InvalidConfig, UnknownGroup, WrongDtype
+from rockbed.server.adaptive_counts import SLOTS
 from rockbed.server.frequency import Frequency
 
 if TYPE_CHECKING:
@@ -236,6 +237,10 @@ def embedding_column(
         problems.append("initializer is given, and another one by init_option: give one of them")
     if categorical_column.buckets is None and (threshold is not None or slots is not None):
         problems.append("threshold and slots are for columns made by categorical_column_with_adaptive_embedding")
+    if threshold is not None and not isinstance(threshold, Frequency):
+        problems.append(f"threshold is {threshold!r}, not a Frequency")
+    if slots is not None and slots not in SLOTS:
+        problems.append(f"slots is {slots!r}, not one of {', '.join(map(repr, SLOTS))}")
     if problems:
         raise InvalidConfig(f"column {key!r}: {'; '.join(problems)}")
     check_combining(combiner, max_norm)

@@ -146,8 +146,10 @@ class PyEmbedding:
         unknown = sorted(settings.keys() - {each.name for each in fields(GroupConfig)})
         if unknown:
             raise InvalidConfig(f"{', '.join(unknown)}: no such setting; help(rockbed.PyEmbedding) has them all")
-        config = replace(self.config, **settings)
-        self.storage.backend.alter_group(config)
+        backend = self.storage.backend
+        # of the settings as they are now: others may have altered some since the group was opened here
+        config = replace(backend.groups().get(self.group, self.config), **settings)
+        backend.alter_group(config)
         self.config = config
 
     @property

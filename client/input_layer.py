@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rockbed.bags import Bags
-from rockbed.client.adaptive import AdaptiveEmbedding, AdaptiveRows, Share, checked_mask
+from rockbed.client.adaptive import AdaptiveEmbedding, AdaptiveRows, Share, checked_mask, mask_array
 from rockbed.client.columns import EmbeddingColumn
 from rockbed.client.combining import combine, combine_gradients
 from rockbed.client.embedding import PyEmbedding
@@ -97,7 +97,7 @@ def input_layer(
             raise UnknownName(f"column {column.name!r}: there is no feature {column.key!r}, only {known}")
         try:
             rows_of = column.open(storage, optimizer)
-            _set_step(rows_of, global_step, train)
+            _set_step(rows_of, global_step, train=train)
             parts.append(_part(column, rows_of, features[column.key], masks.get(column.key)))
         except RockbedError as problem:
             said = str(problem)
@@ -105,7 +105,7 @@ def input_layer(
     sizes = {part.column.key: part.offsets.size - 1 for part in parts}
     if len(set(sizes.values())) > 1:
         raise WrongShape(f"the features of a batch have as many samples each, not {sizes}")
-    batch = _Batch(storage, parts)
+    batch = _Batch(storage, parts, global_step)
     out = batch.look_up(train=train)
     if cols_to_output_tensors is not None:
         cols_to_output_tensors.update({part.column: out[:, at] for part, at in zip(parts, batch.places, strict=True)})
@@ -129,14 +129,13 @@ def _check(columns: list[EmbeddingColumn], masks: Mapping[str, Any], *, train: b
         raise InvalidConfig(f"train is {train!r}, not True or False")
 
 
-def _set_step(rows_of: PyEmbedding | AdaptiveEmbedding, step: int | None, train: bool) -> None:
+def _set_step(rows_of: PyEmbedding | AdaptiveEmbedding, step: int | None, *, train: bool) -> None:
     config = rows_of.config if isinstance(rows_of, PyEmbedding) else rows_of.exact.config
-    if config.step != "global":
+    if config.step != "global" or not train:
         return
-    if step is not None:
-        rows_of.global_step = step
-    elif train:
+    if step is None:
         raise InvalidConfig("it has GlobalStepEvict: give the global_step of this batch")
+    rows_of.global_step = step
 
 
 # --- ids ---
@@ -144,12 +143,12 @@ def _set_step(rows_of: PyEmbedding | AdaptiveEmbedding, step: int | None, train:
 
 def _part(column: EmbeddingColumn, rows_of: PyEmbedding | AdaptiveEmbedding, given: Given, mask: Any) -> _Part:
     ids, offsets, weights = _bags(column, given)
-    keys, _ = column.keys.of(ids)
+    keys, shape = column.keys.of(ids)
     kept = np.ones(keys.size, np.bool_)
     if column.keys.signed:
         kept = keys >= 0
-    elif isinstance(given, np.ndarray) and given.ndim == 2 and column.keys.kind == "string":
-        kept = np.array([len(each) > 0 for each in ids.tolist()], np.bool_)
+    elif len(shape) == 2 and column.keys.kind == "string":
+        kept = np.array([len(each) > 0 for each in ids.reshape(-1).tolist()], np.bool_)
     if weights is not None and column.combiner != "sum":
         kept &= weights > 0
     wanted = None
@@ -157,23 +156,29 @@ def _part(column: EmbeddingColumn, rows_of: PyEmbedding | AdaptiveEmbedding, giv
         assert isinstance(rows_of, AdaptiveEmbedding)
         if weights is not None:
             raise InvalidConfig("it is adaptive and takes no weights: leave them out")
-        if mask is None and rows_of.threshold is None:
+        if mask is None and not rows_of.has_threshold():
             raise InvalidConfig(
                 f"it is adaptive, and adaptive_mask_tensors has no mask for it: give one of {keys.size} values, 1 for "
                 "the ids whose rows are exact, or the column a threshold=Frequency(enter=...)"
             )
         if mask is not None:
-            wanted = checked_mask(mask.reshape(-1) if isinstance(mask, np.ndarray) else mask, keys.size)
-    if not kept.all():
-        ends = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
-        offsets, keys = ends[offsets], keys[kept]
-        weights = None if weights is None else weights[kept]
-        wanted = None if wanted is None else wanted[kept]
-    return _Part(column, rows_of, keys, offsets, weights, wanted)
+            wanted = checked_mask(_as_ids_are(mask, shape), keys.size)
+    # what is kept is copied: the caller's arrays may change before the gradient comes
+    ends = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+    weights = None if weights is None else weights[kept]
+    wanted = None if wanted is None else wanted[kept]
+    return _Part(column, rows_of, keys[kept], ends[offsets], weights, wanted)
+
+
+def _as_ids_are(mask: Any, shape: tuple[int, ...]) -> Any:
+    """A mask of the shape of the ids, or a column or row of values, as one axis."""
+    array = mask_array(mask)
+    plain = isinstance(array, np.ndarray) and (array.shape == shape or array.size == max(array.shape, default=0))
+    return array.reshape(-1) if plain else array
 
 
 def _bags(column: EmbeddingColumn, given: Given) -> tuple[Any, I64, F32 | None]:
-    """Ids of one axis, int64[B + 1] where each sample's begin, and their weights."""
+    """Ids, in order, int64[B + 1] where each sample's begin, and their weights."""
     if isinstance(given, SparseTensor):
         return given.values, given.offsets(), None
     if isinstance(given, Ragged):
@@ -182,7 +187,7 @@ def _bags(column: EmbeddingColumn, given: Given) -> tuple[Any, I64, F32 | None]:
     if ids.ndim not in (1, 2):
         raise WrongShape(f"ids have one axis, or two, [B, L], not {list(ids.shape)}: a SparseTensor may have more")
     length = 1 if ids.ndim == 1 else ids.shape[1]
-    return ids.reshape(-1), np.arange(ids.shape[0] + 1) * length, None
+    return ids, np.arange(ids.shape[0] + 1) * length, None
 
 
 # --- lookups and pushes ---
@@ -191,8 +196,8 @@ def _bags(column: EmbeddingColumn, given: Given) -> tuple[Any, I64, F32 | None]:
 class _Batch:
     """The columns of one call, between their lookup and the push of their gradient."""
 
-    def __init__(self, storage: "PyStorage", parts: list[_Part]) -> None:
-        self._storage, self._parts = storage, parts
+    def __init__(self, storage: "PyStorage", parts: list[_Part], global_step: int | None) -> None:
+        self._storage, self._parts, self._step = storage, parts, global_step
         ends = np.cumsum([part.column.dimension for part in parts]).tolist()
         self.places = [slice(end - part.column.dimension, end) for end, part in zip(ends, parts, strict=True)]
         self._fused: FusedOutput | None = None
@@ -226,6 +231,8 @@ class _Batch:
 
     def push(self, gradients: F32, request: RequestId | None) -> bool:
         """Apply the gradient, float32[B, D], all or nothing."""
+        for part in self._parts:  # another batch may have been looked up since
+            _set_step(part.rows_of, self._step, train=True)
         fused, plain = self._those(fused=True), self._those(fused=False)
         shares = [share for place, part in plain for share in part.shares(np.ascontiguousarray(gradients[:, place]))]
         if self._fused is None:

@@ -162,6 +162,7 @@ class PyStorage:
 
         Who has it open gets UnknownGroup from then on. Raises UnknownGroup, ReadOnlyStorage, the disk's errors.
         """
+        self.columns.clear()  # they are opened again at their next use
         return self.backend.drop_group(checked_group(group))
 
     def get_rows(self, group: int, keys: I64 | U64) -> RowReport:
@@ -332,6 +333,7 @@ class PyStorage:
         ReadOnlyStorage, StorageFull, StorageFailed (the store's directory is a mount point, say); then the store is as
         it was.
         """
+        self.columns.clear()
         return self.backend.restore_from(Path(path))
 
     @staticmethod

@@ -140,4 +140,8 @@ class Frequencies(SightingCounts):
     def restore(self, state: Mapping[str, AnyArray]) -> None:
         super().restore(state)
         self._total, self.left = (int(each) for each in state["total"])
+        counts = self._table[:, 1]
+        low = (counts < 0) & (counts > -self._leave)  # where `leave` has been raised since
+        counts[low] *= -1
+        self.left += int(low.sum())
         self.frequent_ids = self._frequent_entries()

@@ -13,7 +13,7 @@ from rockbed.client.optimizer import PyOptimizer
 from rockbed.client.storage import PyStorage
 from rockbed.client.torch.pushing import pushes_alone
 from rockbed.client.torch.tensors import gradient_array, ids_array
-from rockbed.errors import InvalidBackward, InvalidConfig
+from rockbed.errors import InvalidBackward, InvalidConfig, WrongDtype
 
 
 class _Layer(torch.autograd.Function):
@@ -57,7 +57,7 @@ def input_layer(
         for key, value in features.items()
     }
     masks = {
-        key: ids_array(f"the mask of {key!r}", value.to(torch.int64), "int64") if torch.is_tensor(value) else value
+        key: _mask_array(key, value) if torch.is_tensor(value) else value
         for key, value in (adaptive_mask_tensors or {}).items()
     }
     train = torch.is_grad_enabled() if train is None else train
@@ -69,6 +69,12 @@ def input_layer(
     if not torch.is_grad_enabled():
         return torch.from_numpy(np.array(out))
     return _Layer.apply(torch.empty(0, requires_grad=True), out, storage)
+
+
+def _mask_array(key: str, mask: Any) -> Any:
+    if mask.is_floating_point() or mask.is_complex():  # as integers, values between 0 and 1 would be 0
+        raise WrongDtype(f"the mask of {key!r} must be integers of 0 and 1, or bool, not {mask.dtype}")
+    return ids_array(f"the mask of {key!r}", mask.to(torch.int64), "int64")
 
 
 def _must_push_alone(storage: PyStorage) -> None:

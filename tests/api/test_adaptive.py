@@ -411,6 +411,26 @@ def test_a_threshold_can_be_changed_while_it_is_used(storage: PyStorage) -> None
         rows.lookup(keys_of(1))
 
 
+def test_a_threshold_is_changed_for_everyone(open_storage: OpenStorage) -> None:
+    storage = open_storage()
+    one, other = adaptive(storage, 1), adaptive(storage, 1)
+    one.alter(threshold=Frequency(enter=4))
+    assert pushed(other, keys_of(1, 1, 1, 1)).all()
+    other.alter(ttl=3600)  # and leaves the threshold, which it has not seen, as it is
+    one.alter(optimizer=sgd(0.5))
+    assert one.exact.config.ttl_s == 3600
+    assert one.lookup(keys_of(1), train=False).mask.all()
+
+
+def test_raising_leave_sends_ids_below_it_back(storage: PyStorage) -> None:
+    rows = adaptive(storage, 1, threshold=Frequency(enter=20, leave=5))
+    assert pushed(rows, keys_of(*[1] * 25, *[2] * 60)).all()
+    rows.alter(threshold=Frequency(enter=100, leave=50))
+    assert rows.lookup(keys_of(1, 2), train=False).mask.tolist() == [False, True]
+    assert (rows.report().ids_exact, rows.report().returned_rows) == (1, 1)
+    assert rows.storage.stats()["groups"][rows.exact.group]["adaptive"]["ids_left"] == 1
+
+
 def test_a_mask_goes_before_the_threshold_and_counts_nothing(storage: PyStorage) -> None:
     rows = adaptive(storage, 1, threshold=Frequency(enter=2))
     assert pushed(rows, keys_of(1, 2), [1, 0]).tolist() == [True, False]
@@ -452,6 +472,42 @@ def test_settings_that_cannot_be(storage: PyStorage, options: dict[str, Any], er
         adaptive(storage, **{"buckets": 5, **options})
 
 
+@pytest.mark.parametrize("wrong", [{"admission": {"name": "often"}}, {"ttl": -1}, {"refresh": "never"}, {"seed": -1}])
+def test_nothing_is_made_where_a_part_cannot_be(storage: PyStorage, wrong: dict[str, Any]) -> None:
+    with pytest.raises((InvalidConfig, UnknownName)):
+        adaptive(storage, **wrong)
+    assert storage.names() == {}
+
+
+@pytest.mark.parametrize("part", ["static", "exact"])
+def test_a_part_that_was_dropped_is_made_anew_as_the_other_says(storage: PyStorage, part: str) -> None:
+    rows = adaptive(storage, 5)
+    ids = np.unique(hash_buckets(np.arange(9), 5), return_index=True)[1][:2]  # of two buckets
+    pushed(rows, ids, [1, 0])
+    storage.drop_group(getattr(rows, part).group)
+    with pytest.raises(GroupConflict, match="its variable is"):
+        adaptive(storage, 6)
+    found = adaptive(storage, 5).lookup(ids, [1, 0])
+    assert found.rows[:, 0].tolist() == ([-1, 0] if part == "static" else [0, -1])
+
+
+def test_the_latest_step_of_both_parts_is_where_it_goes_on(open_storage: OpenStorage) -> None:
+    with open_storage() as storage:
+        rows = adaptive(storage, step="global")
+        rows.global_step = 100
+        pushed(rows, keys_of(1), [0])
+    with open_storage() as storage:
+        assert adaptive(storage, step="global").global_step == 100
+
+
+def test_the_callers_array_may_change_before_the_gradient(storage: PyStorage) -> None:
+    rows, ids = adaptive(storage), keys_of(1, 2)
+    found = rows.lookup(ids, [1, 1])
+    ids[:] = 7  # the next batch, say
+    found.apply_gradients(ones(2, DIM))
+    assert rows.lookup(keys_of(1, 2), [1, 1], train=False).rows[:, 0].tolist() == [-1, -1]
+
+
 def test_masks_that_cannot_be(storage: PyStorage) -> None:
     rows = adaptive(storage)
     ids = keys_of(1, 2, 3)
@@ -459,6 +515,8 @@ def test_masks_that_cannot_be(storage: PyStorage) -> None:
         rows.lookup(ids, [1, 0])
     with pytest.raises(WrongShape, match="each of the 3 ids"):
         rows.lookup(ids, np.ones((3, 1), np.int32))
+    with pytest.raises(WrongShape, match="a value for each id"):
+        rows.lookup(ids, [[1, 0], [1]])
     with pytest.raises(WrongDtype, match="integers of 0 and 1"):
         rows.lookup(ids, np.ones(3, np.float32))
     with pytest.raises(InvalidConfig, match="a mask holds 2"):

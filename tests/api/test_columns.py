@@ -10,6 +10,7 @@ from rockbed import (
     Frequency,
     InvalidBackward,
     InvalidConfig,
+    PyInitializer,
     PyStorage,
     Ragged,
     SparseTensor,
@@ -135,6 +136,42 @@ def test_one_id_a_sample_and_strings(storage: PyStorage) -> None:
     # a word has the sum of its gradients; of tags, "x" was frequent at once, with 1 and 1/2; "y" has 1/2
     np.testing.assert_array_equal(out[:, 0], [-2, -1, -2])
     np.testing.assert_array_equal(out[:, 2], [-1.5, -1, 0])
+
+
+def test_strings_may_be_lists_padded_to_one_length(storage: PyStorage) -> None:
+    each = column(dim=1, dtype=str, combiner="sum", initializer=PyInitializer(name="ones"))
+    out = layer(storage, each, [["red", "shoe"], ["hat", ""]])
+    np.testing.assert_array_equal(out, [[2], [1]])
+
+
+def test_a_mask_has_the_shape_of_the_ids_or_one_axis(storage: PyStorage) -> None:
+    ids, mask = [[1, 2], [3, 4], [5, -1]], [[1, 0], [0, 1], [1, 1]]
+    each = adaptive(dim=1, combiner="sum")
+    for given in (mask, np.array(mask), np.array(mask).reshape(6, 1), np.array(mask).reshape(-1).tolist()):
+        train(storage, each, ids, {"item": given})
+    exact = storage.names()["item_embedding/exact"]
+    assert storage.get_rows(exact, np.arange(1, 7)).update_num.tolist() == [4, 0, 0, 4, 4, 0]
+    with pytest.raises(WrongShape, match=r"each of the 6 ids, not int64\[2, 3\]"):
+        layer(storage, each, np.array(ids), {"item": np.array(mask).reshape(2, 3)})
+
+
+@pytest.mark.parametrize("kind", ["plain", "fused", "adaptive"])
+def test_the_callers_arrays_may_change_before_the_gradient(storage: PyStorage, kind: str) -> None:
+    each = adaptive() if kind == "adaptive" else column()
+    each.use_fused_lookup = kind == "fused"
+    ids = np.array([1, 2])
+    out = layer(storage, each, ids, {"item": [1, 1]} if kind == "adaptive" else None)
+    ids[:] = 7
+    out.apply_gradients(np.ones_like(out))
+    rows = storage.get_rows(storage.names()["item_embedding" + "/exact" * (kind == "adaptive")], np.array([1, 2]))
+    assert rows.update_num.tolist() == [1, 1]
+
+
+def test_a_column_whose_rows_were_dropped_begins_anew(storage: PyStorage) -> None:
+    each = column()
+    train(storage, each, keys_of(1))
+    storage.drop_group(storage.names()["item_embedding"])
+    np.testing.assert_array_equal(train(storage, each, keys_of(1)), [[0, 0]])
 
 
 def test_columns_stand_side_by_side_and_share_one_push(storage: PyStorage) -> None:
@@ -267,6 +304,16 @@ def test_steps_at_which_nothing_was_pushed_pass_too(storage: PyStorage) -> None:
     assert each.evict(storage, 16) == 1  # though there was no push after step 10
 
 
+def test_a_push_is_of_the_step_of_its_batch(storage: PyStorage) -> None:
+    each = column(ev_option=option(evict_option=fc.GlobalStepEvict(5)))
+    first = layer(storage, each, keys_of(7), global_step=1)
+    second = layer(storage, each, keys_of(8), global_step=10)  # looked up ahead
+    layer(storage, each, keys_of(8), train=False, global_step=99)
+    first.apply_gradients(np.ones_like(first))
+    second.apply_gradients(np.ones_like(second))
+    assert each.evict(storage, 10) == 1
+
+
 def test_rows_of_small_weights_go(storage: PyStorage) -> None:
     each = column(ev_option=option(evict_option=fc.L2WeightEvict(0.5)))  # sum(w^2) < 1
     with pytest.raises(UnknownGroup, match="no rows"):
@@ -328,6 +375,8 @@ BAD: list[tuple[Any, str]] = [
     (lambda: column(initializer="zeros"), "not a PyInitializer"),
     (lambda: column(ev_option=option(init_option=fc.InitializerOption(zeros()))), "give one of them"),
     (lambda: column(slots="copy"), "adaptive"),
+    (lambda: adaptive(slots="some"), "slots is 'some', not one of 'copy', 'fresh'"),
+    (lambda: adaptive(threshold=3), "threshold is 3, not a Frequency"),
     (lambda: setattr(adaptive(), "use_fused_lookup", True), "is adaptive"),
     (lambda: setattr(column(), "use_fused_lookup", 1), "use_fused_lookup is 1"),
 ]

@@ -122,7 +122,7 @@ def test_every_step_is_marked_at_first() -> None:
     assert [marks.lsn_of(step) for step in (11, 5000)] == [2011, 2398]
     again = StepMarks(marks.snapshot())
     again.note(5, 9000)  # a trainer that begins anew
-    assert again.lsn_of(397) == 1397 and again.lsn_of(398) == 9001
+    assert [again.lsn_of(step) for step in (397, 398)] == [1397, 9001]
 
 
 def test_marks_that_are_thinned_out_stay_near_enough() -> None:

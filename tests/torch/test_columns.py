@@ -46,6 +46,8 @@ def test_tensors_that_cannot_be_and_joined_pushes_are_refused(storage: PyStorage
     for wrong in (torch.tensor([1.0]), torch.tensor([1], device="meta")):
         with pytest.raises(WrongDtype, match="feature 'a'"):
             rockbed.torch.input_layer({"a": wrong}, PLAIN, storage=storage, optimizer=SGD)
+    with pytest.raises(WrongDtype, match="mask of 'b' must be integers of 0 and 1"):  # not rounded down to 0
+        rockbed.torch.input_layer(IDS, MASKED, {"b": torch.full((2, 2), 0.9)}, storage=storage, optimizer=SGD)
     with rockbed.torch.accumulate(storage), pytest.raises(InvalidConfig, match="joined now"):
         rockbed.torch.input_layer(IDS, PLAIN, storage=storage, optimizer=SGD)
     out = rockbed.torch.input_layer(IDS, PLAIN, storage=storage, optimizer=SGD)

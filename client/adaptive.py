@@ -39,7 +39,8 @@ class AdaptiveEmbedding:
     ...     found = items.lookup(np.array([17, 4, 17]))  # found.rows is float32[3, 8]
     ...     found.apply_gradients(np.ones((3, 8), np.float32))
 
-    static, exact: the PyEmbedding of each part. docs/adaptive.md has what it does, and why.
+    static, exact: the PyEmbedding of each part, to inspect and change them; an exact row that `exact.lookup` itself
+    makes, with train=True, is no copy of anything. docs/adaptive.md has what it does, and why.
     """
 
     def __init__(

@@ -553,7 +553,9 @@ def test_groups_that_are_no_variable_are_refused(storage: PyStorage) -> None:
     rows, other = adaptive(storage), embedding(storage, DIM)
     out = np.empty((1, DIM), np.float32)
     zero = keys_of(0)
-    for static, exact in ((rows.exact.group, rows.static.group), (rows.static.group, other.group)):
+    stranger = AdaptiveEmbedding(storage, sgd(1.0), zeros(), DIM, "others", 5)
+    wrong = ((rows.exact, rows.static), (rows.static, other), (stranger.static, rows.exact))
+    for static, exact in ((each.group, of.group) for each, of in wrong):
         with pytest.raises(InvalidConfig, match="are not the static and the exact part"):
             storage.backend.adaptive_lookup(AdaptiveKeys(static, exact, zero, zero, zero == 0), out, train=True)
     asked = AdaptiveKeys(rows.static.group, rows.exact.group, zero, zero + 5, zero == 0)

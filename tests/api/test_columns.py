@@ -1,6 +1,7 @@
 """Feature columns: ids in all their forms, pruned and combined, plain, fused and adaptive, and one push for all."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -167,10 +168,13 @@ def test_the_callers_arrays_may_change_before_the_gradient(storage: PyStorage, k
     assert rows.update_num.tolist() == [1, 1]
 
 
-def test_a_column_whose_rows_were_dropped_begins_anew(storage: PyStorage) -> None:
+def test_a_column_whose_rows_are_gone_begins_anew(storage: PyStorage, tmp_path: Path) -> None:
     each = column()
+    storage.checkpoint(tmp_path / "empty")
     train(storage, each, keys_of(1))
     storage.drop_group(storage.names()["item_embedding"])
+    np.testing.assert_array_equal(train(storage, each, keys_of(1)), [[0, 0]])
+    storage.restore_from(tmp_path / "empty")
     np.testing.assert_array_equal(train(storage, each, keys_of(1)), [[0, 0]])
 
 

@@ -183,6 +183,7 @@ class _Bringing:
                 group.must_exist()
             fetched = exact.refetched(fetched, self._left)
             begin = self._to_begin(fetched, now_ms)
+            expired = begin & (exact.table.find(self._keys, 0)[0] >= 0)
             rows, created = exact.place(fetched, begin, now_ms, k.PINNED)
             held = rows[rows >= 0]
             done = False
@@ -198,7 +199,8 @@ class _Bringing:
             finally:
                 k.change_flags(exact.table.flags, held, k.PINNED, 0)
                 if not done:  # no row may begin as anything but a copy
-                    exact.table.remove(rows[begin])
+                    exact.table.remove(rows[begin & ~expired])
+                    exact.table.header[rows[expired], 1] = exact.oldest_ms(now_ms)  # perhaps on disk, so it stays here
                     exact.counters.rows -= created.size
                     exact.counters.inserts -= created.size
             if self._train and exact.config.refresh == "lookup":

@@ -310,6 +310,29 @@ def test_a_full_disk_leaves_no_row_that_is_no_copy(
     assert_sound(storage)
 
 
+@pytest.mark.embedded
+def test_a_full_disk_leaves_expired_rows_expired(
+    open_storage: OpenStorage, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(clock=clock)
+    rows = adaptive(storage, 1, ttl=10)
+    pushed(rows, np.arange(5), np.ones(5, int))
+    storage.flush()
+    clock.now += 10
+
+    def pwritev(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", pwritev)
+        with pytest.raises(StorageFull):
+            rows.lookup(np.arange(7), np.ones(7, int))
+    assert not rows.lookup(np.arange(7), np.ones(7, int), train=False).mask.any()
+    found = rows.lookup(np.arange(7), np.ones(7, int))
+    assert (found.rows.any(), found.migrated, rows.report().exact_rows) == (False, 7, 7)
+    assert_sound(storage)
+
+
 _WRITER = """
 from rockbed import AdaptiveEmbedding
 with PyStorage(sys.argv[1], write_back_interval=0.05) as storage:

@@ -1,5 +1,6 @@
 """Adaptive lookups at a server: what it refuses and how it says so, limits, tokens, answers that are lost."""
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,10 @@ def test_answers_that_are_lost_make_no_second_copy(server: Server, connect: Conn
 def test_a_reader_reads_and_a_token_reaches_its_groups_only(server: Server, connect: Connect, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.toml"
     bound = "groups = [1]"
-    tokens.write_text("".join(_token(name, role) for name, role in ROLES.items()) + _token("bound", "train", bound))
+    parts = zlib.crc32(b"own/static"), zlib.crc32(b"own/exact")
+    own = f"groups = {[32768 + number % 32768 for number in parts]}"
+    more = _token("bound", "train", bound) + _token("owner", "train", own)
+    tokens.write_text("".join(_token(name, role) for name, role in ROLES.items()) + more)
     tokens.chmod(0o600)
     target = server.start(tokens=tokens)
     trained = _adaptive(connect(target, token=_secret("trainer")))
@@ -124,6 +128,8 @@ def test_a_reader_reads_and_a_token_reaches_its_groups_only(server: Server, conn
     trained.storage = connect(target, token=_secret("bound"))
     with pytest.raises(PermissionDenied, match="group"):
         trained.lookup(keys_of(1), [1])
+    mine = AdaptiveEmbedding(connect(target, token=_secret("owner")), sgd(1.0), zeros(), DIM, "own", 5)
+    assert mine.lookup(keys_of(1, 2), [1, 0]).mask.tolist() == [True, False]
 
 
 ROLES = {"trainer": "train", "reader": "read"}

@@ -36,8 +36,8 @@ class StepMarks:
         at = bisect_right(self._marks, step, key=lambda mark: mark[0])
         if not at:
             return 0
-        first, lsn, last, last_lsn = self._marks[at - 1]
-        return last_lsn + 1 if first < step and last < step else lsn
+        _, lsn, last, last_lsn = self._marks[at - 1]
+        return last_lsn + 1 if last < step else lsn
 
     def snapshot(self) -> list[list[int]]:
         """The marks, for JSON."""

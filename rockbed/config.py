@@ -165,7 +165,7 @@ class GroupConfig:
             problems += name_problems(self.name)
         if self.variable is not None:
             problems += _variable_problems(self.variable)
-        _raise(f"group {self.group!r}", problems)
+        _raise(f"group {self.group if self.name is None else self.name!r}", problems)
 
     def to_json(self) -> dict[str, Any]:
         """The config as JSON values; `from_json` builds an equal one."""

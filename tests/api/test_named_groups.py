@@ -182,3 +182,8 @@ def test_a_group_that_was_made_by_number_cannot_be_given_a_name(storage: PyStora
     users = named(storage)
     with pytest.raises(GroupConflict, match=f"'user' is group {users.group}'s"):
         engine.open_group(replace(users.config, group=8))
+
+
+def test_a_bad_setting_of_a_named_group_is_said_with_its_name(storage: PyStorage) -> None:
+    with pytest.raises(InvalidConfig, match="group 'user': ttl is -1, below 0"):
+        named(storage, ttl=-1)

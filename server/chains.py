@@ -20,8 +20,8 @@ def chain_of(path: Path) -> list[Path]:
         since = Manifest.read(chain[-1]).since
         if since is None:
             break
-        before = chain[-1].parent / since.name
-        if before in chain:
+        before = chain[-1].resolve().parent / since.name
+        if before in (each.resolve() for each in chain):
             raise StorageCorrupt(f"{chain[-1]} goes on from {since.name}, which goes on from it: export anew")
         if not (before / FILE).is_file():
             raise StoreNotFound(f"{chain[-1]} goes on from {before}, which is no export: put it back beside it")

@@ -41,7 +41,7 @@ class Since:
     def of(cls, directory: Path) -> "Since":
         """Raises the disk's errors."""
         with os_errors(f"reading {directory / FILE}"):
-            return cls(directory.name, sha256((directory / FILE).read_bytes()).hexdigest())
+            return cls(directory.resolve().name, sha256((directory / FILE).read_bytes()).hexdigest())
 
 
 @dataclass(slots=True)
@@ -137,8 +137,13 @@ class Manifest:
                 yield f"group {number} has {group.rows} rows, its files {sum(file.rows for file in group.files)}"
             for file in [*group.files, *group.removed, *([group.digests] if group.digests else [])]:
                 yield from _file_problems(directory, file)
-        if self.since is not None and not (isinstance(self.since.name, str) and _NAME.fullmatch(self.since.name)):
+        if self.since is not None and not _is_beside(self.since.name):
             yield f"since is {self.since.name!r}, not the name of an export beside this one"
+
+
+def _is_beside(name: Any) -> bool:
+    """Whether it can be the name of a directory beside another one: users give these names, whatever they like."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def _group(found: dict[str, Any]) -> GroupTables:

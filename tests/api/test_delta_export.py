@@ -241,6 +241,36 @@ def test_a_chain_lies_in_one_directory_and_its_store_can_be_written(tmp_path: Pa
         _export(storage, tmp_path / "b")
 
 
+@pytest.mark.embedded
+@pytest.mark.parametrize("names", [("lr=0.1, step 0", "lr=0.1, step 1"), ("größer", "日本"), (".hidden", "b..")])
+def test_a_chain_may_have_any_names(tmp_path: Path, names: tuple[str, str]) -> None:
+    with PyStorage(tmp_path / "store") as storage, PyStorage(tmp_path / "other") as other:
+        _train(storage, np.random.default_rng(9))
+        _export(storage, tmp_path / names[0])
+        storage.shrink(group=1, min_norm=1.0)
+        _export(storage, tmp_path / names[1], since=tmp_path / names[0])
+        other.import_(tmp_path / names[1])
+        assert stored(other, 1).keys() == stored(storage, 1).keys()
+
+
+@pytest.mark.embedded
+def test_a_link_to_the_latest_export_is_followed(tmp_path: Path) -> None:
+    exports = tmp_path / "exports"
+    exports.mkdir()
+    for link in (exports / "latest", tmp_path / "latest"):
+        link.symlink_to(exports / "0")
+    with PyStorage(tmp_path / "store") as storage, PyStorage(tmp_path / "other") as other:
+        _train(storage, np.random.default_rng(9))
+        _export(storage, exports / "0")
+        _train(storage, np.random.default_rng(10))
+        _export(storage, exports / "1", since=exports / "latest")
+        for link in (exports / "latest", tmp_path / "latest"):
+            link.unlink()
+            link.symlink_to(exports / "1")
+        other.import_(tmp_path / "latest")
+        assert stored(other, 1).keys() == stored(storage, 1).keys()
+
+
 @pytest.mark.parametrize("options", [{"min_abs": -1}, {"min_abs": float("nan")}, {"digests": 1}, {"since": ""}])
 def test_options_of_an_export_that_cannot_be_are_errors(
     storage: PyStorage, tmp_path: Path, options: dict[str, Any]

@@ -303,13 +303,15 @@ class PyStorage:
         On a server `path` is a name in its directory of exports. Everything is read and checked before the first row
         is stored; an import that was interrupted after that can be repeated. A dump's groups must exist: it does not
         say how they learn. Rows come with the slots, counts and times that the files have, else as new ones.
-        groups: only these. mode: rows that exist are overwritten ("replace") or left alone ("keep"). chain: before an
+        groups: only what goes to these. The rows of a group with a name go to the one of this name here, others to that
+        of the same number. mode: rows that exist are overwritten ("replace") or left alone ("keep"). chain: before an
         export `since` another one that one is imported, from the whole export on; with False it alone is, into a store
         that has what it goes on from. slots: only keys from the first of these to before the second, of 16,384 (see
         docs/architecture.md). dry_run: check everything, store nothing. progress: called with (rows done, rows in all);
         the first number is 0 while the files are checked.
-        Raises InvalidConfig, UnknownGroup, DimMismatch, GroupConflict (the slots are another optimizer's),
-        RowNotFinite, StoreNotFound, StorageCorrupt, FormatTooNew, MissingPackage, ReadOnlyStorage, StorageFull.
+        Raises InvalidConfig, UnknownGroup, DimMismatch, GroupConflict (the slots are another optimizer's, the keys
+        another variable's), RowNotFinite, StoreNotFound, StorageCorrupt, FormatTooNew, MissingPackage, ReadOnlyStorage,
+        StorageFull.
         """
         options = ImportOptions(
             groups=groups, mode=mode, chain=chain, slots_from=slots[0], slots_to=slots[1], dry_run=dry_run

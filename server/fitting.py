@@ -43,6 +43,18 @@ def _lasting(config: GroupConfig) -> dict[str, Any]:
     return {name: value for name, value in (config.variable or {}).items() if name not in ("parts", "threshold")}
 
 
+def same_variable(stored: GroupConfig, sent: GroupConfig) -> bool:
+    """Whether rows of `sent` mean the same in `stored`, on whatever storages they lay: False where both say what their
+    variable is, and differ. A group that says nothing takes any."""
+    if stored.variable is None or sent.variable is None:
+        return True
+    was, now = (
+        {name: value for name, value in _lasting(config).items() if name not in ("storage", "storages")}
+        for config in (stored, sent)
+    )
+    return was == now
+
+
 def called(config: GroupConfig) -> str:
     """A group for messages: its number, and its name if it has one."""
     return f"group {config.group}" if config.name is None else f"group {config.group} ({config.name!r})"

@@ -1,7 +1,7 @@
 """Import: rows of an export, or of a damo-embedding dump, into a store."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from rockbed.reports import ImportReport
 from rockbed.requests import ImportOptions, PutRows
 from rockbed.server import removal
 from rockbed.server.chains import chain_of
+from rockbed.server.fitting import called, same_variable
 from rockbed.server.group import Group
 from rockbed.server.import_sources import Source, sources_of
 from rockbed.server.putting import put
@@ -35,7 +36,7 @@ def import_(
     engine.check_open()
     engine.must_be_writable("import")
     chain = chain_of(path) if options.chain else [path]
-    exports = [(each, _chosen(each, sources_of(each), options, whole=each == path)) for each in chain]
+    exports = [(each, _chosen(engine, each, sources_of(each), options, whole=each == path)) for each in chain]
     tell = progress or (lambda done, total: None)
     total = sum(source.rows for _, sources in exports for source in sources)
     _check(engine, exports, options, lambda: tell(0, total))
@@ -93,13 +94,30 @@ def _remove(engine: "Engine", group: Group, keys: I64) -> int:
     return removed
 
 
-def _chosen(path: Path, sources: list[Source], options: ImportOptions, *, whole: bool) -> list[Source]:
-    """Those that are asked for. whole: all of them must be there; what an export goes on from may have had fewer."""
-    there = [source.number for source in sources]
-    absent = [group for group in options.groups or () if group not in there]
+def _chosen(
+    engine: "Engine", path: Path, sources: list[Source], options: ImportOptions, *, whole: bool
+) -> list[Source]:
+    """Those whose rows go to a group that is asked for. whole: there must be some for each; what an export goes on from
+    may have had fewer."""
+    if options.groups is None:
+        return sources
+    numbers = [_number_of(engine, source) for source in sources]
+    absent = [group for group in options.groups if group not in numbers]
     if absent and whole:
-        raise UnknownGroup(f"{path} has no group {absent[0]} (it has: {', '.join(map(str, there)) or 'none'})")
-    return [source for source in sources if options.groups is None or source.number in options.groups]
+        there = ", ".join(str(number) for number in numbers if number is not None)
+        raise UnknownGroup(
+            f"{path} has no rows for group {absent[0]} of this store (it has some for: {there or 'none'})"
+        )
+    return [source for source, number in zip(sources, numbers, strict=True) if number in options.groups]
+
+
+def _number_of(engine: "Engine", source: Source) -> int | None:
+    """The number that the rows' group has in this store, or will be created with: the one it had, by which its rows
+    begin as they did. None = that is another name's here, and it gets one that is free."""
+    group = _group_of(engine, source)
+    if group is not None:
+        return group.number
+    return None if source.number in engine.groups else source.number
 
 
 def _group_of(engine: "Engine", source: Source) -> Group | None:
@@ -124,7 +142,15 @@ def _must_fit(group: Group | None, source: Source, path: Path) -> None:
             f"group {source.number} stores rows of dim {group.config.dim}, {path} has rows of dim {source.dim}: import "
             "into another store, or leave the group out"
         )
-    if source.config is None or source.slots is None:
+    if source.config is None:
+        return
+    if not same_variable(group.config, source.config):
+        raise GroupConflict(
+            f"{called(group.config)} is the variable {group.config.variable}, {path} has rows of the variable "
+            f"{source.config.variable}, whose keys stand for other ids: open it as it was, in another store or under "
+            "another name, or leave the group out"
+        )
+    if source.slots is None:
         return
     stored, sent = group.optimizer, rules_of(source.config)[0]
     if (stored.name, stored.slots(source.dim)) != (sent.name, sent.slots(source.dim)):
@@ -137,7 +163,9 @@ def _must_fit(group: Group | None, source: Source, path: Path) -> None:
 def _group_for(engine: "Engine", source: Source, report: ImportReport) -> Group:
     group = _group_of(engine, source)
     if group is None and source.config is not None:
-        group = engine.open_group(source.config, by_name=source.config.name is not None, used=False)
+        number = _number_of(engine, source)
+        config = source.config if number is None else replace(source.config, group=number)
+        group = engine.open_group(config, by_name=number is None, used=False)
         report.groups_created.append(group.number)
     return group or engine.group(source.number)
 

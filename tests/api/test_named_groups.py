@@ -187,3 +187,47 @@ def test_a_group_that_was_made_by_number_cannot_be_given_a_name(storage: PyStora
 def test_a_bad_setting_of_a_named_group_is_said_with_its_name(storage: PyStorage) -> None:
     with pytest.raises(InvalidConfig, match="group 'user': ttl is -1, below 0"):
         named(storage, ttl=-1)
+
+
+def test_an_import_of_some_groups_takes_what_goes_to_them(open_storage: OpenStorage, tmp_path: Any) -> None:
+    one, other = names_of_one_number()
+    here, there = open_storage("here"), open_storage("there")
+    for group in (named(here, one), named(here, other)):
+        group.apply_gradients(np.arange(5), ones(5))
+    here.export(tmp_path / "export", format="npz")
+    theirs, mine = named(there, other), named(there, one)  # the other way round, so with each other's numbers
+    assert (theirs.group, mine.group) == (here.names()[one], here.names()[other])
+    report = there.import_(tmp_path / "export", groups=[mine.group])
+    assert report.rows_written == {mine.group: 5}
+    assert there.stats()["groups"][theirs.group]["rows"] == 0
+    with pytest.raises(UnknownGroup, match=rf"no rows for group 7 .*has some for: {mine.group}, {theirs.group}\)"):
+        there.import_(tmp_path / "export", groups=[7])
+
+
+def test_a_group_comes_with_the_number_by_which_its_rows_begin(open_storage: OpenStorage, tmp_path: Any) -> None:
+    one, other = names_of_one_number()
+    here, there, stranger = open_storage("here"), open_storage("there"), open_storage("stranger")
+    named(here, one)
+    rows = named(here, other, miss_value="initializer")
+    rows.apply_gradients(np.arange(5), ones(5))
+    here.export(tmp_path / "export", format="npz", groups=[rows.group])
+    there.import_(tmp_path / "export", groups=[rows.group])
+    again = named(there, other, miss_value="initializer")
+    assert again.group == rows.group
+    assert (again.lookup(np.arange(9), train=False) == rows.lookup(np.arange(9), train=False)).all()
+    named(stranger, rows.group)
+    with pytest.raises(UnknownGroup, match=r"has some for: none"):  # it would get a number that nobody asked for
+        stranger.import_(tmp_path / "export", groups=[rows.group])
+
+
+def test_rows_of_another_variable_are_not_taken_for_its_own(open_storage: OpenStorage, tmp_path: Any) -> None:
+    here, there = open_storage("here"), open_storage("there")
+    words = named(here, variable={"kind": "kv", "key_dtype": "string", "parts": 3, "storage": 0, "storages": 2})
+    words.apply_gradients(np.arange(5), ones(5))
+    here.export(tmp_path / "export", format="npz")
+    named(there, variable={"kind": "kv", "key_dtype": "int64", "parts": 1})
+    with pytest.raises(GroupConflict, match=r"'user'.*int64.*has rows of the variable .*string"):
+        there.import_(tmp_path / "export")
+    fitting = open_storage("fitting")
+    group = named(fitting, variable={"kind": "kv", "key_dtype": "string", "parts": 1}).group
+    assert fitting.import_(tmp_path / "export").rows_written == {group: 5}

@@ -1,5 +1,6 @@
 """Who may call what: roles, groups, ports."""
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from rockbed.server.access import Role
 from rockbed.server.daemon_config import ServerConfig
 from rockbed.server.service_access import NEEDED
 from rockbed.v1 import admin_pb2, embedding_pb2, embedding_pb2_grpc
-from tests.api.helpers import embedding, keys_of, ones
+from tests.api.helpers import embedding, engine_of, keys_of, ones
 from tests.server.served import Connect, Server, refused
 from tests.waiting import until
 
@@ -272,3 +273,21 @@ def test_open_reflection_streams_are_bounded(server: Server) -> None:
         found = refused(stub.Lookup, embedding_pb2.LookupRequest(), timeout=10)
         assert found[1] == "unknown_group"
         closing.set()
+
+
+def test_an_import_writes_to_the_groups_of_its_token_alone(
+    server: Server, tokens: Path, tmp_path: Path, connect: Connect
+) -> None:
+    """Also where the export has another group's rows under a number that is the token's."""
+    with PyStorage(tmp_path / "made") as made:
+        embedding(made, 4, 40_000)
+        config = dataclasses.replace(made.groups()[40_000], group=1, name="theirs")
+        made.drop_group(40_000)
+        rows = engine_of(made).open_group(config)
+        made.put_rows(rows.number, keys_of(5), ones(1))
+        made.export(tmp_path / "exports" / "made", format="npz")
+    target = server.start(tokens=tokens, exports=tmp_path / "exports")
+    theirs = embedding(connect(target, token=SECRETS["admin"]), 4, "theirs")
+    with pytest.raises(UnknownGroup, match="no rows for group 1 of this store"):
+        connect(target, token=f"{BOUND} admin").import_("made", groups=[1])
+    assert server.engine.group(theirs.group).counters.rows == 0

@@ -1,12 +1,14 @@
 """`Saver`: variables written to files and read back: training checkpoints, saved models, what has changed since."""
 
 from collections.abc import Sequence
-from os import PathLike, fspath
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from rockbed.client.kv_variable import KvVariable, all_of
+from rockbed.client.multihash import MultiHashVariable
 from rockbed.client.storage import PyStorage
-from rockbed.client.variables import VARIABLES, get_collection, is_open
+from rockbed.client.variables import is_open, open_variables
 from rockbed.config import FLOAT32_MAX, number_problems, whole_problems
 from rockbed.errors import InvalidConfig, StorageClosed, WrongDtype
 from rockbed.reports import ExportReport, ImportReport
@@ -25,18 +27,20 @@ class Saver:
     >>> Saver([users, items]).save("./checkpoint-1")  # doctest: +SKIP
     """
 
-    def __init__(self, var_list: Sequence[KvVariable] | None = None) -> None:
-        """var_list: of one storage, or of one list of storages; None = all that are open in this process.
+    def __init__(self, var_list: Sequence[KvVariable | MultiHashVariable] | None = None) -> None:
+        """var_list: of one storage, or of one list of storages; None = all that are open in this process. Of a
+        multi-hash variable it is all tables.
 
         Raises InvalidConfig, WrongDtype, StorageClosed.
         """
-        variables = get_collection(VARIABLES) if var_list is None else list(var_list)
-        kept = [each for each in variables if isinstance(each, KvVariable)] if var_list is None else variables
+        kept: list[KvVariable] = []
+        for given in open_variables() if var_list is None else var_list:
+            kept += given.tables if isinstance(given, MultiHashVariable) else [given]
         if not kept:
             raise InvalidConfig("there is no variable to be saved: make them before their Saver, or give var_list")
         for each in kept:
             if not isinstance(each, KvVariable):
-                raise WrongDtype(f"var_list holds a {type(each).__name__}, not KvVariables alone")
+                raise WrongDtype(f"var_list holds a {type(each).__name__}, not a KvVariable or a MultiHashVariable")
             if each.storages != kept[0].storages:
                 raise InvalidConfig(
                     f"variables {kept[0].name!r} and {each.name!r} are on different storages: make a Saver for each"
@@ -89,8 +93,9 @@ class Saver:
         """Read what `save` or `export_saved_model` wrote; of the latter rows begin with the slots of new ones.
 
         mode: "replace" what the variables hold by what was saved, or "merge": rows that were not saved stay.
-        shards: of how many storages it was saved, None = as many as there are now. With another number, or other parts,
-        each storage reads all shards and takes the rows that belong to it, so on servers all must have all of them.
+        shards: of how many storages it was saved, None = as many as there are now. Each storage reads its own shard;
+        where some of its rows belong to another storage now (another number of them, or other parts), each reads all
+        shards and takes the rows that are its own, so on servers all must have all of them then.
         chain: what was saved `since` another one needs that one; False takes the rows for there already (mode="merge").
         Everything is read and checked before the first row is changed. A call that was interrupted can be repeated.
         Returns the reports of all reads. Raises what PyStorage.import_ raises.
@@ -103,20 +108,27 @@ class Saver:
         if problems:
             raise InvalidConfig("; ".join(problems))
         count = len(self.storages) if shards is None else int(shards)
-        reads = [
-            (storage, _shard(path, k, count), self._wanted(i))
-            for i, storage in enumerate(self.storages)
-            for k in range(count)
-        ]
-        for storage, place, wanted in reads:
-            for options in wanted:
-                storage.import_(place, chain=chain, dry_run=True, **options)
+        own = [(i, i) for i in range(len(self.storages))]
+        every = [(i, k) for i in range(len(self.storages)) for k in range(count)]
+        reads = own if count == len(self.storages) else every
+        found = self._imported(path, reads, count, chain=chain, dry_run=True)
+        if any(report.rows_elsewhere for report in found) and reads is own:
+            reads = every
+            self._imported(path, [read for read in every if read not in own], count, chain=chain, dry_run=True)
         if mode == "replace":
             for storage in self.storages:
                 for each in self.variables:
                     storage.shrink(group=each.config.group, max_age=0)  # every row: none is younger than that
+        return self._imported(path, reads, count, chain=chain)
+
+    def _imported(
+        self, path: _Path, reads: Sequence[tuple[int, int]], count: int, *, chain: bool, dry_run: bool = False
+    ) -> list[ImportReport]:
+        """The reports of some reads. reads: (storage, shard of count)."""
         return [
-            storage.import_(place, chain=chain, **options) for storage, place, wanted in reads for options in wanted
+            self.storages[i].import_(_shard(path, k, count), chain=chain, dry_run=dry_run, **wanted)
+            for i, k in reads
+            for wanted in self._wanted(i)
         ]
 
     def _wanted(self, storage: int) -> list[dict[str, Any]]:
@@ -140,4 +152,4 @@ class Saver:
 
 def _shard(path: _Path, number: int, count: int) -> str:
     """A storage's own directory, or name; in the way in which TensorFlow names shards."""
-    return fspath(path) if count == 1 else f"{fspath(path)}-{number:05d}-of-{count:05d}"
+    return str(Path(path)) if count == 1 else f"{Path(path)}-{number:05d}-of-{count:05d}"

@@ -42,7 +42,8 @@ def unregister(variable: Variable) -> None:
     """Undo `register`."""
     with _lock:
         for storage in variable.storages:
-            storage.variables.pop(variable.name, None)
+            if storage.variables.get(variable.name) is variable:  # not one that was made after this one was dropped
+                del storage.variables[variable.name]
 
 
 def get_collection(name: str) -> list[Any]:
@@ -51,9 +52,14 @@ def get_collection(name: str) -> list[Any]:
     name: one that a variable was given in `collections`; those that were given none are in "variables", and those that
     are trained in "trainable_variables" as well.
     """
+    return [each for each in open_variables() if name in each.collections]
+
+
+def open_variables() -> list[Any]:
+    """All variables whose storages are open, in the order in which they were made, whatever their collections."""
     with _lock:
         made = [each() for each in _made]
-    return [each for each in made if each is not None and name in each.collections and is_open(each)]
+    return [each for each in made if each is not None and is_open(each)]
 
 
 def is_open(variable: Variable) -> bool:

@@ -61,6 +61,7 @@ class ImportReport:
     """What an import did. rows_read, rows_written: by group; fewer are written where mode="keep" found rows.
 
     groups_created: those that were not there before. rows_removed: by group, because the export says so.
+    rows_elsewhere: rows, and keys to be removed, of slots that were not asked for; counted in a dry run, too.
     """
 
     mode: str
@@ -68,6 +69,7 @@ class ImportReport:
     rows_written: dict[int, int] = field(default_factory=dict)
     groups_created: list[int] = field(default_factory=list)
     rows_removed: dict[int, int] = field(default_factory=dict)
+    rows_elsewhere: int = 0
 
 
 class RowStatus(IntEnum):

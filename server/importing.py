@@ -39,8 +39,8 @@ def import_(
     exports = [(each, _chosen(engine, each, sources_of(each), options, whole=each == path)) for each in chain]
     tell = progress or (lambda done, total: None)
     total = sum(source.rows for _, sources in exports for source in sources)
-    _check(engine, exports, options, lambda: tell(0, total))
     report = ImportReport(options.mode)
+    report.rows_elsewhere = _check(engine, exports, options, lambda: tell(0, total))
     done = 0
     for _, sources in [] if options.dry_run else exports:
         for source in sources:
@@ -175,7 +175,9 @@ def _group_for(engine: "Engine", source: Source, report: ImportReport) -> Group:
 
 def _check(
     engine: "Engine", exports: list[tuple[Path, list[Source]]], options: ImportOptions, tell: Callable[[], None]
-) -> None:
+) -> int:
+    """Raise for what cannot be imported. Returns how many rows, and keys to be removed, have other slots."""
+    elsewhere = 0
     for path, sources in exports:
         for source in sources:
             if source.goes_on and options.mode == "keep":
@@ -186,10 +188,13 @@ def _check(
             padding = _padding_key(engine, source)
             for file, rows in source.tables():
                 _check_rows(path / file if path.is_dir() else path, rows, padding)
+                elsewhere += int((~_wanted(rows.keys, options)).sum())
                 tell()
             _check_distinct(source, path)
-            for _ in source.removed():  # whether it can be read
+            for keys in source.removed():
+                elsewhere += int((~_wanted(keys, options)).sum())
                 tell()
+    return elsewhere
 
 
 def _padding_key(engine: "Engine", source: Source) -> int | None:

@@ -1,6 +1,5 @@
 """Groups by name: the catalogue finds the same rows again, and no two groups have the same name."""
 
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -22,21 +21,11 @@ from tests.api.helpers import (
     uniform,
     zeros,
 )
+from tests.api.variables import names_of_one_number
 
 
 def named(storage: PyStorage, name: str | int = "user", dim: int = 4, **options: Any) -> PyEmbedding:
     return PyEmbedding(storage, sgd(), uniform(), dim, name, **options)
-
-
-def names_of_one_number() -> tuple[str, str]:
-    """Two names whose first choice of a number is the same."""
-    seen: dict[int, str] = {}
-    for i in range(1 << 16):
-        name = f"feature_{i}"
-        other = seen.setdefault(zlib.crc32(name.encode()) % NAMED_GROUPS, name)
-        if other != name:
-            return other, name
-    raise AssertionError("crc32 collides sooner than that")
 
 
 def test_a_name_finds_the_same_rows_after_a_reopening(open_storage: OpenStorage) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rockbed import (
+    GroupConflict,
     InvalidConfig,
     KvVariable,
     PyStorage,
@@ -17,11 +18,12 @@ from rockbed import (
     StoreNotFound,
     WrongDtype,
     fixed_size_partitioner,
+    get_multihash_variable,
 )
 from rockbed.types import F32
 from tests.api.helpers import Clock, OpenStorage, adagrad, ones, run_python
 from tests.api.tables import stored
-from tests.api.variables import initial, variable
+from tests.api.variables import initial, names_of_one_number, variable
 
 Rows = dict[int, tuple[bytes, int, int]]
 
@@ -93,6 +95,57 @@ def test_variables_are_restored_in_other_parts_on_other_storages(
     assert all_rows(new) == changed
     for ids in ([5000], np.arange(5000, 5040)):
         np.testing.assert_array_equal(new.lookup(ids), rows.lookup(ids))
+
+
+def test_a_storage_reads_its_own_shard_unless_rows_belong_elsewhere_now(
+    open_storage: OpenStorage, tmp_path: Path
+) -> None:
+    rows = made(fresh(open_storage, 2, "old"), 2)
+    wanted = trained(rows)
+    Saver([rows]).save(tmp_path / "saved")
+    trained(rows, 3)
+    assert len(Saver([rows]).restore(tmp_path / "saved")) == 2
+    assert all_rows(rows) == wanted
+    other = made(fresh(open_storage, 2, "new"), 3)
+    assert len(Saver([other]).restore(tmp_path / "saved")) == 4
+    assert all_rows(other) == wanted
+
+
+def test_variables_that_have_each_others_numbers_are_not_mixed_up(open_storage: OpenStorage, tmp_path: Path) -> None:
+    one, other = names_of_one_number()
+    (here,), (there,) = fresh(open_storage, 1, "here"), fresh(open_storage, 1, "there")
+    saved = [variable(here, name) for name in (one, other)]
+    mine, theirs = [variable(there, name) for name in (other, one)][::-1]
+    assert (mine.config.group, theirs.config.group) == (saved[1].config.group, saved[0].config.group)
+    wanted, kept = trained(saved[0]), trained(theirs, 5)
+    trained(saved[1], 2)
+    trained(mine, 3)
+    Saver(saved).save(tmp_path / "saved")
+    Saver([mine]).restore(tmp_path / "saved")
+    assert (all_rows(mine), all_rows(theirs)) == (wanted, kept)
+
+
+def test_a_multi_hash_variable_is_saved_with_all_tables(open_storage: OpenStorage, tmp_path: Path) -> None:
+    (storage,) = fresh(open_storage, 1, "s")
+    films = get_multihash_variable("films", [[10, 4], [10, 4]], storage=storage)
+    films.apply_gradients(np.arange(50), ones(50))
+    wanted = np.array(films.lookup(np.arange(50)))
+    Saver([films]).save(tmp_path / "saved")
+    films.apply_gradients(np.arange(50), ones(50))
+    Saver([films]).restore(tmp_path / "saved")
+    np.testing.assert_array_equal(films.lookup(np.arange(50)), wanted)
+
+
+def test_rows_of_keys_of_another_dtype_are_not_restored(open_storage: OpenStorage, tmp_path: Path) -> None:
+    (here,), (there,) = fresh(open_storage, 1, "here"), fresh(open_storage, 1, "there")
+    words = variable(here, key_dtype=str)
+    words.apply_gradients(["a"], ones(1))
+    Saver([words]).save(tmp_path / "saved")
+    numbers = variable(there)
+    kept = trained(numbers)
+    with pytest.raises(GroupConflict, match=r"int64.*string"):
+        Saver([numbers]).restore(tmp_path / "saved")
+    assert all_rows(numbers) == kept
 
 
 def test_a_checkpoint_replaces_or_is_merged(open_storage: OpenStorage, tmp_path: Path) -> None:
@@ -265,7 +318,7 @@ def test_a_saver_takes_all_variables_that_are_open(open_storage: OpenStorage, tm
     (storage,) = fresh(open_storage, 1, "s")
     with pytest.raises(InvalidConfig, match="no variable"):
         Saver()
-    rows, words = variable(storage), variable(storage, "words", key_dtype=str)
+    rows, words = variable(storage), variable(storage, "words", key_dtype=str, collections=["mine"])
     assert Saver().variables == (rows, words)
     words.apply_gradients(["a", "b"], ones(2))
     Saver().save(tmp_path / "saved")

@@ -1,5 +1,6 @@
 """What tests of variables build."""
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 import rockbed
 from rockbed import KvVariable, PyStorage, variable_scope
+from rockbed.config import NAMED_GROUPS
 from rockbed.types import F32
 from tests.api.helpers import OpenStorage, sgd, uniform
 
@@ -37,6 +39,17 @@ def initial(of: KvVariable, *keys: int) -> F32:
     for row, key in zip(out, keys, strict=True):
         rockbed.PyInitializer(of.config.initializer).call(row, group=of.config.group, seed=of.config.seed, key=key)
     return out
+
+
+def names_of_one_number() -> tuple[str, str]:
+    """Two names whose first choice of a number is the same."""
+    seen: dict[int, str] = {}
+    for i in range(1 << 16):
+        name = f"feature_{i}"
+        other = seen.setdefault(zlib.crc32(name.encode()) % NAMED_GROUPS, name)
+        if other != name:
+            return other, name
+    raise AssertionError("crc32 collides sooner than that")
 
 
 spread = pytest.mark.parametrize(("parts", "count"), SPREAD)

@@ -1,7 +1,8 @@
 """`get_kv_variable`: a variable by its name, made or found again."""
 
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from rockbed.client.partitioners import Partitioner, parts_by
 from rockbed.client.placement import Placement
 from rockbed.client.storage import PyStorage
 from rockbed.client.variable_keys import Keys, key_dtype_name
-from rockbed.client.variable_scope import check_reuse, current_scope
+from rockbed.client.variable_scope import Reuse, check_reuse, current_scope
 from rockbed.client.variables import collections_of, is_open, register
 from rockbed.config import GroupConfig, Named, whole_problems
 from rockbed.errors import DimMismatch, GroupConflict, InvalidConfig, UnknownName, WrongDtype
@@ -26,6 +27,7 @@ DEFAULT_INITIALIZER = {"name": "random_uniform", "min": -0.05, "max": 0.05}
 """What rows begin with where nothing is said: as those of Keras' Embedding."""
 DEFAULT_OPTIMIZER = {"name": "adagrad"}
 COUNT_MAX = 2**31 - 1
+_opening = threading.Lock()  # two threads that ask for one name get one variable, or an error
 
 Storages = PyStorage | Sequence[PyStorage]
 Rule = Mapping[str, Any] | str
@@ -58,7 +60,8 @@ def get_kv_variable(
     storage: a PyStorage, or a list of them, over which the parts are spread in order; None = that of the scope.
     enter_threshold: a key gets a row at its so-manieth sighting in training lookups, repeats in one call counted. Until
         then lookups give what the row would begin with, and its gradients are dropped. 0 = at once.
-    settings: by keyword what PyEmbedding takes besides; a `variable` stands beside what this keeps there.
+    settings: by keyword what PyEmbedding takes besides; a `variable` stands beside what this keeps there. Of a variable
+        that the store has, what is not given stays as it is (`admission=None`, `weight_min=None`, ... end it).
 
     The number of parts may be another one at each opening, where that moves no row to another storage; everything else
     as at the opening of a PyEmbedding. With `variable_scope(..., reuse=True)`, a variable that this process has open is
@@ -84,15 +87,20 @@ def get_kv_variable(
     )
     if _dtype_name(value_dtype) != "float32":
         raise InvalidConfig(f"value_dtype is {value_dtype!r}: weights are stored as float32, and nothing else")
+    with _opening:
+        return _reused_or_opened(asked, scope.reuse)
+
+
+def _reused_or_opened(asked: "_Asked", reuse: bool | Reuse | None) -> KvVariable:
     there = asked.storages[0].variables.get(asked.name)
     if there is not None and is_open(there):
-        if not scope.reuse:
+        if not reuse:
             raise InvalidConfig(
                 f"variable {asked.name!r} exists already: give another name, or take it within "
                 "variable_scope(..., reuse=True) or reuse=rockbed.AUTO_REUSE"
             )
         return asked.same(there)
-    if scope.reuse is True and asked.name not in asked.storages[0].names():
+    if reuse is True and asked.name not in asked.storages[0].names():
         raise UnknownName(
             f"there is no variable {asked.name!r} to be reused: make it first, or use reuse=rockbed.AUTO_REUSE"
         )
@@ -165,6 +173,7 @@ class _Asked:
         self._must_be_the_same_storages(stored)
         initializer = self.initializer or PyInitializer(first.initializer if first else DEFAULT_INITIALIZER)
         optimizer = self.optimizer or (_as_stored(first) if first else PyOptimizer(DEFAULT_OPTIMIZER))
+        settings = {**(_settings_of(first) if first else {}), **self.settings}
         embeddings: list[PyEmbedding] = []
         for i, storage in enumerate(self.storages):
             variable = {**self.built_on, "kind": "kv", "key_dtype": self.key_dtype, "parts": placement.parts}
@@ -173,7 +182,7 @@ class _Asked:
             taken = stored[i] is None and any(each.group in storage.groups() for each in embeddings[:1])
             if not taken:
                 opened = PyEmbedding(
-                    storage, optimizer, initializer, self.dim, self.name, variable=variable, **self.settings
+                    storage, optimizer, initializer, self.dim, self.name, variable=variable, **settings
                 )
                 embeddings.append(opened)
             if taken or opened.group != embeddings[0].group:
@@ -253,6 +262,13 @@ def _mapping(given: Any) -> Any:
 
 def _as_stored(config: GroupConfig) -> PyOptimizer:
     return PyOptimizer(config.optimizer, config.schedule)
+
+
+def _settings_of(config: GroupConfig) -> dict[str, Any]:
+    """A stored group's settings as PyEmbedding takes them by keyword."""
+    others = {"group", "dim", "optimizer", "schedule", "initializer", "name", "variable"}
+    names = (each.name for each in fields(GroupConfig))
+    return {{"ttl_s": "ttl"}.get(name, name): getattr(config, name) for name in names if name not in others}
 
 
 def _storages(given: Any) -> tuple[PyStorage, ...]:

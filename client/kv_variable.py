@@ -146,7 +146,7 @@ class KvVariable:
         if len(self.embeddings) == 1:
             return self.embeddings[0].lookup(keys, train=train)
         shares = self.placement.split(keys)
-        found = all_of([self.embeddings[i].lookup_async(keys[at], train=train) for i, at in shares])
+        found = all_of(self.embeddings[i].lookup_async(keys[at], train=train) for i, at in shares)
         out = np.empty((keys.size, self.dim), np.float32)
         for (_, at), rows in zip(shares, found, strict=True):
             out[at] = rows
@@ -162,11 +162,10 @@ class KvVariable:
             raise GradientNotFinite(
                 f"the gradient of variable {self.name!r} holds NaN or Inf: nothing was applied, on any of its storages"
             )
-        pushes = [
+        applied = all_of(
             self.embeddings[i].apply_gradients_async(keys[at], grads[at], request=request)
             for i, at in self.placement.split(keys)
-        ]
-        applied = all_of(pushes)
+        )
         return any(applied)
 
     def prefetch(self, ids: Any) -> "list[Future[tuple[int, int]]]":
@@ -177,10 +176,17 @@ class KvVariable:
     def drop(self) -> int:
         """Drop the variable with all of its rows, for good. Returns how many rows there were, as counted.
 
-        Raises what PyStorage.drop_group raises.
+        Where one of several storages fails, a call that is repeated drops the rest; what is gone counts as 0. Raises
+        what PyStorage.drop_group raises.
         """
+        there = [each.storage.names().get(self.name) == each.group for each in self.embeddings]
+        dropped = sum(
+            each.storage.drop_group(each.group)
+            for each, is_there in zip(self.embeddings, there, strict=True)
+            if is_there
+        )
         unregister(self)
-        return sum(each.storage.drop_group(each.group) for each in self.embeddings)
+        return dropped
 
     def __repr__(self) -> str:
         where = f"{self.parts} parts on {len(self.embeddings)} storages" if self.parts > 1 else "1 part"
@@ -188,7 +194,12 @@ class KvVariable:
 
 
 def all_of(calls: "Iterable[Future[_Result]]") -> list[_Result]:
-    """What all calls give, once all have ended: none goes on behind the caller's back when another one fails."""
-    begun = list(calls)
-    wait_for(begun)
+    """What all calls give, once all have ended: none goes on behind the caller's back when another one fails, or cannot
+    even begin."""
+    begun: list[Future[_Result]] = []
+    try:
+        for each in calls:
+            begun.append(each)
+    finally:
+        wait_for(begun)
     return [each.result() for each in begun]

@@ -16,6 +16,8 @@ from rockbed.client.optimizer import PyOptimizer
 from rockbed.client.partitioners import Partitioner
 from rockbed.client.request_ids import RequestId
 from rockbed.client.variable_keys import Keys, key_dtype_name
+from rockbed.client.variable_scope import current_scope
+from rockbed.client.variables import unregister
 from rockbed.config import DIM_MAX, whole_problems
 from rockbed.errors import GradientNotFinite, IdOutOfRange, InvalidConfig
 from rockbed.types import F32, I64
@@ -119,10 +121,17 @@ def get_multihash_variable(
         **settings,
     }
     about = {**ids.about(), "operation": kind}
-    tables = [
-        get_kv_variable(f"{name}/{i}", width, variable={"multihash": {**about, "table": i}}, **shared)
-        for i, width in enumerate(widths)
-    ]
+    tables: list[KvVariable] = []
+    try:
+        for i, width in enumerate(widths):
+            tables.append(
+                get_kv_variable(f"{name}/{i}", width, variable={"multihash": {**about, "table": i}}, **shared)
+            )
+    except BaseException:
+        if current_scope().reuse is None:
+            for table in tables:  # it can be asked for again: what is in the store has no rows, or is the last run's
+                unregister(table)
+        raise
     first = tables[0].embeddings[0].config.initializer
     if kind == "mul" and first["name"] in ("zeros", "constant") and not first.get("value"):
         warnings.warn(
@@ -243,12 +252,11 @@ class MultiHashVariable:
         for table, keys, own in zip(self.tables, digits, grads, strict=True):
             for i, at in table.placement.split(keys):
                 items[i].append((table.embeddings[i], keys[at], own[at]))
-        pushes = [
+        applied = all_of(
             storage.apply_gradients_async(share, request=request)
             for storage, share in zip(self.storages, items, strict=True)
             if share
-        ]
-        applied = all_of(pushes)
+        )
         return any(applied)
 
     def _put_together(self, rows: Sequence[F32]) -> F32:
@@ -281,9 +289,10 @@ class _Ids:
         problems = []
         if vocabulary is not None:
             problems += whole_problems("vocabulary", vocabulary, 1, most)
-        self.vocabulary = most if vocabulary is None else vocabulary
+        self.vocabulary = most if vocabulary is None or problems else int(vocabulary)
         if not problems and modulus is not None:
             problems += whole_problems("modulus", modulus, 1, self.vocabulary)
+            self.modulus = modulus if problems else int(modulus)
         if kind == "string" and modulus is None:
             problems.append("ids are strings, and a modulus is missing that takes their hashes into the vocabulary")
         if problems:

@@ -147,7 +147,7 @@ class Saver:
             place = _shard(path, i, count)
             return self.storages[i].export(place, groups=groups, format=format, digests=True, since=before, **options)
 
-        return all_of([storage.ahead.lookup(written, i) for i, storage in enumerate(self.storages)])
+        return all_of(storage.ahead.lookup(written, i) for i, storage in enumerate(self.storages))
 
 
 def _shard(path: _Path, number: int, count: int) -> str:

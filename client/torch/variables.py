@@ -86,13 +86,15 @@ def trains(variable: KvVariable, train: bool | None) -> bool:
 def rows_of(variable: KvVariable, keys: I64, train: bool) -> Any:
     """The rows of keys, float32[n, dim], of one storage or several."""
     shares = variable.placement.split(keys)
-    lookups = []
-    for i, at in shares:
+
+    def begun(i: int, at: I64) -> Any:
         fused = FusedEmbedding([Feature(_NAME, variable.embeddings[i], None, prune_negative=False)])
         bag = Ragged(keys[at], np.array([0, at.size]))
-        lookups.append(fused.lookup_async({_NAME: bag}, train=train, keep=False))
+        return fused.lookup_async({_NAME: bag}, train=train, keep=False)
+
+    lookups = all_of(begun(i, at) for i, at in shares)
     parts = []
-    for out in all_of(lookups):
+    for out in lookups:
         parts += with_gradients(variable, out, [torch.from_numpy(out.sequences[_NAME])], train)
     if len(parts) == 1:
         return parts[0]

@@ -1,5 +1,7 @@
 """Variables of rows by key: made, found again, looked up by ids of any kind, trained, on one storage and on several."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +227,43 @@ def test_a_new_variable_says_what_it_is_made_of(storage: PyStorage) -> None:
     assert repr(rows) == "KvVariable('rows', dim=4, int64 keys, 1 part)"
 
 
+def test_what_is_not_said_again_stays_as_it_was(open_storage: OpenStorage) -> None:
+    said: dict[str, Any] = {"enter_threshold": 2, "constraint": "non_neg", "ttl": 60, "seed": 7, "step": "global"}
+    with open_storage() as storage:
+        config = variable(storage, **said).config
+    with open_storage() as storage:
+        assert rockbed.get_kv_variable("test/rows", 4, storage=storage).config == config
+    with open_storage() as storage:
+        ended = rockbed.get_kv_variable("test/rows", 4, storage=storage, ttl=0, admission=None, weight_min=None).config
+        assert (ended.ttl_s, ended.admission, ended.weight_min, ended.seed) == (0, None, None, 7)
+
+
+@pytest.mark.embedded
+def test_a_store_that_is_read_serves_a_variable_by_its_name(tmp_path: Path) -> None:
+    with PyStorage(tmp_path / "store") as storage:
+        rows = variable(storage, ttl=60)
+        rows.apply_gradients([1], ones(1))
+        wanted = np.array(rows.lookup([1, 2]))
+    with PyStorage(tmp_path / "store", read_only=True) as storage:
+        serving = rockbed.get_kv_variable("test/rows", 4, storage=storage, trainable=False)
+        np.testing.assert_array_equal(serving.lookup([1, 2]), wanted)
+
+
+def test_threads_that_ask_for_one_name_get_one_variable(storage: PyStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = type(storage).groups
+
+    def slowly(self: PyStorage) -> Any:
+        found = names(self)
+        time.sleep(0.05)  # between looking and making
+        return found
+
+    monkeypatch.setattr(type(storage), "groups", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: variable(storage, reuse=AUTO_REUSE), range(4)))
+    assert len(set(map(id, made))) == 1
+    assert rockbed.Saver(made[:1])
+
+
 def test_reuse_takes_what_is_there(open_storage: OpenStorage) -> None:
     with open_storage() as storage:
         rows = variable(storage)
@@ -420,7 +459,49 @@ def test_drop_removes_the_rows_and_the_name(open_storage: OpenStorage) -> None:
     assert [storage.names() for storage in both] == [{}, {}]
     with pytest.raises(UnknownGroup):
         rows.lookup([1])
-    variable(both)  # the name is free
+    new = variable(both)  # the name is free
+    assert rows.config.group == new.config.group
+    assert get_collection("variables")[-1] is new
+
+
+def test_a_drop_that_failed_on_one_storage_is_repeated(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = storages(open_storage, 2)
+    rows = variable(both)
+    rows.lookup(np.arange(20))
+    drop = both[1].drop_group
+
+    def fail(_: int) -> int:
+        raise StorageClosed("away")
+
+    monkeypatch.setattr(both[1], "drop_group", fail)
+    with pytest.raises(StorageClosed, match="away"):
+        rows.drop()
+    monkeypatch.setattr(both[1], "drop_group", drop)
+    assert 0 < rows.drop() < 20
+    assert [storage.names() for storage in both] == [{}, {}]
+    assert rows.drop() == 0
+
+
+def test_no_push_goes_on_where_another_one_cannot_begin(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = storages(open_storage, 2)
+    rows = variable(both)
+    apply, ended = both[0].backend.apply_gradients, []
+
+    def slowly(*args: Any) -> bool:
+        time.sleep(0.2)
+        applied = apply(*args)
+        ended.append(applied)
+        return applied
+
+    monkeypatch.setattr(both[0].backend, "apply_gradients", slowly)
+    both[1].close()
+    with pytest.raises(StorageClosed):
+        rows.apply_gradients(np.arange(20), ones(20))
+    assert ended == [True]
 
 
 # --- what cannot be ---

@@ -13,6 +13,9 @@ from rockbed import (
     IdOutOfRange,
     InvalidBackward,
     InvalidConfig,
+    PyEmbedding,
+    PyInitializer,
+    PyOptimizer,
     PyStorage,
     StorageClosed,
     WrongDtype,
@@ -326,3 +329,24 @@ def test_tables_over_several_storages_give_the_same_rows(open_storage: OpenStora
         assert variable.lookup(ids).apply_gradients(grads)
     assert (alone.lookup(ids) == spread.lookup(ids)).all()
     assert all(storage.stats()["rows"] for storage in several)
+
+
+def test_numbers_may_be_those_of_numpy(open_storage: OpenStorage) -> None:
+    vocabulary: Any = np.array([3, 98]).max() + 1
+    with open_storage() as storage:
+        dims = quotient_remainder_dims(vocabulary, 4)
+        films = get_multihash_variable("films", dims, storage=storage, vocabulary=vocabulary)
+        hashed = get_multihash_variable("hashed", dims, storage=storage, modulus=vocabulary - 2)
+        assert (films.vocabulary, hashed.ids.modulus) == (99, 97)
+        films.lookup([98])
+    with open_storage() as storage:
+        get_multihash_variable("films", dims, storage=storage, vocabulary=99)
+
+
+def test_what_could_not_be_made_whole_can_be_asked_for_again(storage: PyStorage) -> None:
+    other = PyEmbedding(storage, PyOptimizer(), PyInitializer(), 4, "films/1")
+    with pytest.raises(GroupConflict, match="'films/1' is the name of group"):
+        get_multihash_variable("films", [[10, 4], [10, 4]], storage=storage)
+    storage.drop_group(other.group)
+    films = get_multihash_variable("films", [[10, 4], [10, 4]], storage=storage)
+    assert films.lookup([7]).shape == (1, 4)

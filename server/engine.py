@@ -58,7 +58,7 @@ class Engine:
     def __init__(
         self, directory: str | os.PathLike[str], config: StoreConfig, *, clock: Callable[[], float] = time.time
     ) -> None:
-        self.directory = Path(directory)
+        self.directory = Path(directory).absolute()  # whoever changes the working directory means other paths
         self.config = config
         self.groups: dict[int, Group] = {}
         self.clients = Clients()

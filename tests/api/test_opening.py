@@ -333,3 +333,20 @@ def test_an_address_is_not_taken_for_a_directory(target: str, tmp_path: Path, mo
     with pytest.raises(InvalidConfig, match=r"looks like an address: a server is grpc://HOST:PORT"):
         PyStorage(target)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.embedded
+def test_a_store_stays_where_it_is_when_the_working_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with PyStorage("model") as storage:
+        rows = embedding(storage)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        rows.apply_gradients(keys_of(1), ones(1))
+        storage.flush()
+        assert storage.path == tmp_path / "model"
+    with PyStorage(tmp_path / "model") as storage:
+        assert storage.stats()["rows"] == 1
+    assert not any((tmp_path / "elsewhere").iterdir())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from rockbed.client.arrays import checked_gradients
+from rockbed.client.arrays import checked_gradients, is_tensor
 from rockbed.client.embedding import PyEmbedding
 from rockbed.client.looked_up import LookedUp
 from rockbed.client.placement import Placement
@@ -99,15 +99,19 @@ class KvVariable:
         keys, shape = self.keys.of(ids)
         return self.placement.parts_of(keys).reshape(shape)
 
-    def lookup(self, ids: Any, *, train: bool | None = None) -> LookedUp:
+    def lookup(self, ids: Any, *, train: bool | None = None) -> Any:
         """The row of each id, float32[*ids.shape, dim], with `apply_gradients` for its gradient.
 
         ids: an array of any rank, or a list, of the variable's key dtype (for int64 also int32; str or bytes for
-        strings). train: ids without a row get one; None = as the variable is trainable. With False nothing changes, and
-        such an id gives the miss_value.
+        strings); a torch tensor gives a tensor, whose backward pass applies the gradient. train: ids without a row get
+        one; None = as the variable is trainable. With False nothing changes, and such an id gives the miss_value.
         Raises WrongDtype, InvalidConfig (train=True of a variable that is not trainable), and what PyEmbedding.lookup
         raises.
         """
+        if is_tensor(ids):
+            from rockbed.client.torch.variables import lookup
+
+            return lookup(self, ids, train)
         train = self.trains(train)
         keys, shape = self.keys.of(ids)
         rows = self.rows(keys, train=train).reshape(*shape, self.dim)

@@ -219,7 +219,7 @@ class MultiHashVariable:
         groups = {table.embeddings[0].group for table in self.tables}
         return MemoryReport(
             rows=sum(rows),
-            rows_now=sum(found[group]["rows"] for found in stats for group in groups),
+            rows_now=sum(found[group]["rows"] for found in stats for group in groups if group in found),
             bytes=4 * sum(n * optimizer.get_space(table.dim) for n, table in zip(rows, self.tables, strict=True)),
             full_rows=self.vocabulary,
             full_bytes=4 * self.vocabulary * optimizer.get_space(self.dim),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rockbed.client.arrays import described
+from rockbed.client.arrays import described, is_tensor
 from rockbed.client.hashing import fingerprint64
 from rockbed.errors import InvalidConfig, WrongDtype
 from rockbed.types import I64, AnyArray
@@ -44,6 +44,8 @@ class Keys:
 
     def array(self, ids: Any) -> AnyArray:
         """ids as an array of the variable's dtype, strings as an array of objects or of str. Raises WrongDtype."""
+        if is_tensor(ids):  # a list of tensors to numpy
+            raise self._wrong(f"{described(ids)} (only lookups take tensors: use ids.numpy())")
         if not isinstance(ids, np.ndarray):
             return self._listed(ids)
         if self.kind == "string":

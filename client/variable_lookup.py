@@ -28,13 +28,8 @@ def embedding_lookup(variable: KvVariable | MultiHashVariable, ids: Any, *, trai
     trainable and, for tensors, torch.is_grad_enabled(). Returns float32[*ids.shape, dim].
     Raises WrongDtype, InvalidConfig, IdOutOfRange (multi-hash), and what PyEmbedding.lookup raises.
     """
-    if isinstance(variable, MultiHashVariable):
-        return variable.lookup(ids, train=train)
-    _must_be_variable(variable)
-    if is_tensor(ids):
-        from rockbed.client.torch.variables import lookup
-
-        return lookup(variable, ids, train)
+    if not isinstance(variable, MultiHashVariable):
+        _must_be_variable(variable)
     return variable.lookup(ids, train=train)
 
 

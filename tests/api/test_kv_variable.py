@@ -96,13 +96,13 @@ def test_what_is_computed_from_rows_has_no_gradient_of_its_own(storage: PyStorag
     assert type(found * 2) is type(found + found) is type(np.exp(found)) is np.ndarray
     assert isinstance(found.sum(), np.float32)
     with pytest.raises(InvalidBackward, match="a part or a view"):
-        found[:1].apply_gradients(ones(1))  # type: ignore[attr-defined]
+        found[:1].apply_gradients(ones(1))
     with pytest.raises(InvalidBackward, match="train=False"):
         rows.lookup([1, 2], train=False).apply_gradients(ones(2))
     with pytest.raises(WrongShape, match=r"float32\[2, 4\], not float32\[1, 4\]"):
         found.apply_gradients(ones(1))
     with pytest.raises(WrongDtype):
-        found.apply_gradients(np.ones((2, 4)))  # type: ignore[arg-type]
+        found.apply_gradients(np.ones((2, 4)))
     assert found.apply_gradients(ones(2))  # a call that was refused has not used it up
 
 

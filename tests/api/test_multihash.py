@@ -301,6 +301,9 @@ def test_the_memory_that_is_saved_is_told(storage: PyStorage) -> None:
     assert (report.rows, report.rows_now, report.full_rows) == (2_000, 0, 1_000_000)
     assert (report.bytes, report.full_bytes) == (2_000 * 32 * 4, 1_000_000 * 32 * 4)
     assert report.saved == pytest.approx(0.998)
+    variable.lookup([3, 1003])
+    assert variable.memory().rows_now == 3
+    assert (variable.drop(), variable.memory().rows_now, variable.drop()) == (3, 0, 0)
 
 
 @pytest.mark.parametrize("vocabulary", [1, 2, 3, 4, 10, 99, 100, 101, 12_345, 10**9 + 7, 2**62])

@@ -45,6 +45,15 @@ def test_a_backward_pass_updates_the_rows_of_the_ids(open_storage: OpenStorage, 
 
 
 @both
+def test_the_variables_own_lookup_takes_tensors_too(open_storage: OpenStorage, count: int) -> None:
+    rows = made(open_storage, count)
+    rows.lookup(torch.arange(5)).sum().backward()
+    np.testing.assert_allclose(rows.lookup(np.arange(5)), initial(rows, *range(5)) - 1, rtol=1e-5)
+    with pytest.raises(WrongDtype, match="only lookups take tensors"):
+        rows.apply_gradients(torch.arange(5), ones(5))
+
+
+@both
 def test_a_backward_pass_is_pushed_once(open_storage: OpenStorage, count: int) -> None:
     rows = made(open_storage, count)
     found = embedding_lookup(rows, torch.arange(30)).sum()

@@ -33,6 +33,8 @@ class Saver:
 
         Raises InvalidConfig, WrongDtype, StorageClosed.
         """
+        if isinstance(var_list, KvVariable | MultiHashVariable):
+            raise WrongDtype(f"var_list is one variable, {var_list!r}, not a list: give [it]")
         kept: list[KvVariable] = []
         for given in open_variables() if var_list is None else var_list:
             kept += given.tables if isinstance(given, MultiHashVariable) else [given]

@@ -104,10 +104,14 @@ def _chosen(
     numbers = [_number_of(engine, source) for source in sources]
     absent = [group for group in options.groups if group not in numbers]
     if absent and whole:
-        there = ", ".join(str(number) for number in numbers if number is not None)
-        raise UnknownGroup(
-            f"{path} has no rows for group {absent[0]} of this store (it has some for: {there or 'none'})"
+        known = engine.groups.get(absent[0])
+        wanted = f"group {absent[0]}" if known is None else called(known.config)
+        there = ", ".join(
+            str(number) if source.config is None or source.config.name is None else f"{number} ({source.config.name!r})"
+            for source, number in zip(sources, numbers, strict=True)
+            if number is not None
         )
+        raise UnknownGroup(f"{path} has no rows for {wanted} of this store (it has some for: {there or 'none'})")
     return [source for source, number in zip(sources, numbers, strict=True) if number in options.groups]
 
 

@@ -523,7 +523,7 @@ def test_no_push_goes_on_where_another_one_cannot_begin(
         ({"collections": "mine"}, InvalidConfig, "not a list of names"),
         ({"optimizer": "nope"}, UnknownName, "nope"),
         ({"initializer": {"name": "ones", "value": 2}}, UnknownName, "value"),
-        ({"dim": 0}, InvalidConfig, "dimension"),
+        ({"dim": 0}, InvalidConfig, "group 'test/rows': dimension"),
         ({"tll": 5}, TypeError, "tll"),
     ],
 )

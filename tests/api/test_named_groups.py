@@ -189,7 +189,8 @@ def test_an_import_of_some_groups_takes_what_goes_to_them(open_storage: OpenStor
     report = there.import_(tmp_path / "export", groups=[mine.group])
     assert report.rows_written == {mine.group: 5}
     assert there.stats()["groups"][theirs.group]["rows"] == 0
-    with pytest.raises(UnknownGroup, match=rf"no rows for group 7 .*has some for: {mine.group}, {theirs.group}\)"):
+    both = rf"{mine.group} \('{one}'\), {theirs.group} \('{other}'\)"
+    with pytest.raises(UnknownGroup, match=f"no rows for group 7 of this store .*for: {both}"):
         there.import_(tmp_path / "export", groups=[7])
 
 

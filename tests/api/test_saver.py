@@ -335,6 +335,7 @@ def test_what_a_saver_cannot_do_is_an_error(open_storage: OpenStorage, tmp_path:
         ([], InvalidConfig),
         ([rows, elsewhere], InvalidConfig),
         ([rows.embedding], WrongDtype),
+        (rows, WrongDtype),
     ):
         with pytest.raises(error):
             Saver(given)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rockbed.config import FLOAT32_MAX, number_problems, whole_problems
+from rockbed.device_arrays import on_device
 from rockbed.errors import BatchTooLarge, InvalidConfig, WrongShape
 from rockbed.types import F32, I64, AnyArray
 
@@ -23,7 +24,8 @@ class Bags:
     """One feature's share of a batch of B samples.
 
     name: for messages. keys: int64[nnz], the bits of uint64 ones. offsets: int64[B + 1]: bag b has the keys
-    offsets[b]..offsets[b + 1] - 1. weights: float32[nnz], finite; None = 1 each.
+    offsets[b]..offsets[b + 1] - 1. weights: float32[nnz], finite; None = 1 each. They are numpy's, or all of them a
+    device's (an embedded store's); what holds for the values of those is found out by whoever reads them.
     combiner: of COMBINERS, or None for a sequence, whose rows are not pooled: one row a key, zeros for a pruned one.
     max_norm: rows of a larger L2 norm are scaled down to it before they are combined; None = as they are.
     default_key: what an empty bag holds (with weight 1), as bits; None = its result is zeros. Bags are empty after
@@ -42,6 +44,11 @@ class Bags:
     default_key: int | None = None
     negative: bool = False
 
+    @property
+    def on_device(self) -> bool:
+        """Whether the arrays are in the memory of a GPU."""
+        return on_device(self.keys)
+
     def copied(self) -> "Bags":
         """The same, with arrays of its own."""
         weights = None if self.weights is None else self.weights.copy()
@@ -55,7 +62,11 @@ def check_bags(batch: Sequence[Bags]) -> int:
     for each in batch:
         weighted = each.weights is not None
         check_settings(each.name, each.combiner, each.max_norm, each.default_key, weights=weighted)
-        check_arrays(each.keys, each.offsets, each.weights, f"feature {each.name!r}: ")
+        where = f"feature {each.name!r}: "
+        if each.on_device:
+            check_sizes(each.keys.size, each.offsets.size, None if each.weights is None else each.weights.size, where)
+        else:
+            check_arrays(each.keys, each.offsets, each.weights, where)
     sizes = [each.offsets.size - 1 for each in batch]
     if len(set(sizes)) > 1:
         raise WrongShape(
@@ -106,8 +117,7 @@ def check_arrays(keys: AnyArray, offsets: I64, weights: F32 | None, prefix: str 
     Raises WrongShape, BatchTooLarge, InvalidConfig (weights that are not finite).
     """
     nnz = keys.size
-    if offsets.size == 0:
-        raise WrongShape(f"{prefix}offsets are empty: B bags have B + 1 of them, the first is 0")
+    check_sizes(nnz, offsets.size, None if weights is None else weights.size, prefix)
     if offsets[0] != 0 or offsets[-1] != nnz:
         raise WrongShape(
             f"{prefix}offsets run from {offsets[0]} to {offsets[-1]}, with {nnz} keys they run from 0 to {nnz}"
@@ -116,12 +126,8 @@ def check_arrays(keys: AnyArray, offsets: I64, weights: F32 | None, prefix: str 
     if falls.any():
         at = int(falls.argmax())
         raise WrongShape(f"{prefix}offsets[{at + 1}] = {offsets[at + 1]} after {offsets[at]}: offsets never fall")
-    if offsets.size - 1 > BAGS_MAX:
-        raise BatchTooLarge(f"{prefix}{offsets.size - 1} bags, {BAGS_MAX} are the most")
     if weights is None:
         return
-    if weights.size != nnz:
-        raise WrongShape(f"{prefix}{weights.size} weights for {nnz} keys: each key has one")
     finite = np.isfinite(weights)
     if not finite.all():
         at = int(np.argmin(finite))
@@ -129,6 +135,16 @@ def check_arrays(keys: AnyArray, offsets: I64, weights: F32 | None, prefix: str 
             f"{prefix}weights[{at}] is {weights[at]}: weights are finite numbers (a key that is not to count is left "
             "out)"
         )
+
+
+def check_sizes(keys: int, offsets: int, weights: int | None, prefix: str = "") -> None:
+    """What check_arrays says of the arrays' sizes. Raises WrongShape, BatchTooLarge."""
+    if offsets == 0:
+        raise WrongShape(f"{prefix}offsets are empty: B bags have B + 1 of them, the first is 0")
+    if offsets - 1 > BAGS_MAX:
+        raise BatchTooLarge(f"{prefix}{offsets - 1} bags, {BAGS_MAX} are the most")
+    if weights is not None and weights != keys:
+        raise WrongShape(f"{prefix}{weights} weights for {keys} keys: each key has one")
 
 
 def _short(batch: Sequence[Bags]) -> str:

@@ -24,7 +24,7 @@ DEVICE void place_bag(const Feature& f, int at, i64 bag, u32* ids, Spot* spots, 
     i64 begin, end;
     int faults = 0;
     range_of(f, bag, begin, end, faults);
-    if (lanes.lane == 0) counts.faults += faults;
+    counts.faults |= faults;
     const bool filled = f.bits & DEFAULT_KEY;
     const i64 first = f.first_position + (filled ? bag + 1 : 0);  // + i: the position of key i
     float total = 0.0f;
@@ -72,7 +72,7 @@ DEVICE void place_block(const Feature& f, int at, i64 block, u32* ids, Spot* spo
     }
     if (mine.absent) add_to(&counts->absent, mine.absent);
     if (mine.absent_defaults) add_to(&counts->absent_defaults, mine.absent_defaults);
-    if (mine.faults) add_to(&counts->faults, mine.faults);
+    if (mine.faults) set_bits(&counts->faults, mine.faults);
 }
 
 // Blocks as those of `pool`. A row of a key that is absent gets no gradient. counts: [count], zero before.

@@ -1,6 +1,6 @@
 """The launcher of a real GPU, through CuPy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,17 +14,8 @@ from rockbed.storage.gpu.sources import BLOCK_THREADS, Module
 from rockbed.types import AnyArray
 
 _NULL = np.uint64(0)
+_DEFAULT = (0, 1)  # handles of the default stream: as CUDA's functions have it, and by its name cudaStreamLegacy
 _functions: dict[tuple[int, Module, str], Any] = {}  # device, module and kernel -> CuPy's kernel
-
-
-class _Stream:
-    """A stream of somebody else, by the protocol that CuPy asks for."""
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self._handle
 
 
 def _cupy() -> Any:
@@ -39,7 +30,7 @@ def _cupy() -> Any:
 
 
 class CupyLauncher:
-    """One GPU. Calls are queued on CuPy's current stream, or on that of a `stream` block.
+    """One GPU. Calls are queued on CuPy's current stream, which within `own_stream` is the device's default one.
 
     Raises MissingPackage without CuPy, DeviceUnavailable where there is no such device or no driver.
     """
@@ -58,35 +49,11 @@ class CupyLauncher:
                 f"cuda:{device} was asked for, and the machine has {count} CUDA devices, from cuda:0 on"
             )
         self.device = device
-        self._done: Any = None  # an event behind what the last block on a stream queued
 
     @contextmanager
     def own_stream(self) -> Iterator[None]:
         with self._cp.cuda.Device(self.device), self._cp.cuda.Stream.null:
             yield
-
-    @contextmanager
-    def stream(self, handle: int) -> Iterator[None]:
-        """Queue what the block calls on a stream of somebody else, such as torch.cuda.current_stream().cuda_stream.
-
-        It waits on the device for what the block before queued, on whatever stream; the host does not wait. Calls
-        outside of such blocks go to CuPy's current stream and wait for nobody.
-        """
-        stream = self._cp.cuda.Stream.from_external(_Stream(handle))
-        with self._cp.cuda.Device(self.device), stream:
-            if self._done is not None:
-                stream.wait_event(self._done)
-            try:
-                yield
-            finally:
-                self._done = stream.record()
-
-    def borrow(self, array: Any) -> DeviceArray:
-        """An array of another library (`__cuda_array_interface__`, or DLPack) as CuPy's, without a copy."""
-        with self._cp.cuda.Device(self.device):
-            if hasattr(array, "__cuda_array_interface__"):
-                return self._cp.asarray(array)
-            return self._cp.from_dlpack(array)
 
     def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         with self._memory(shape, dtype):
@@ -127,6 +94,43 @@ class CupyLauncher:
     def stable_order(self, ids: DeviceArray) -> DeviceArray:
         with self._memory(ids.shape, np.int64):
             return self._cp.argsort(ids, kind="stable")
+
+    def side_by_side(self, parts: Sequence[DeviceArray]) -> DeviceArray:
+        shape = parts[0].shape[0], sum(part.shape[1] for part in parts)
+        with self._memory(shape, np.float32):
+            return self._cp.concatenate(parts, axis=1)
+
+    def current_stream(self) -> int:
+        return int(self._cp.cuda.get_current_stream(self.device).ptr)
+
+    def wait_for(self, stream: int) -> None:
+        self._order(stream, self.current_stream())
+
+    def let_go_on(self, stream: int) -> None:
+        self._order(self.current_stream(), stream)
+
+    def from_dlpack(self, array: Any) -> DeviceArray:
+        with self._cp.cuda.Device(self.device):
+            return self._cp.from_dlpack(array)  # which names CuPy's current stream to the array's library
+
+    def from_address(self, address: int, shape: tuple[int, ...], dtype: DTypeLike, owner: Any) -> DeviceArray:
+        # not cupy.asarray: it has the host wait for the stream that the array names
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = self._cp.cuda.UnownedMemory(address, size, owner, self.device)
+        return self._cp.ndarray(shape, dtype, self._cp.cuda.MemoryPointer(memory, 0))
+
+    def device_of(self, address: int) -> int:
+        return int(self._cp.cuda.runtime.pointerGetAttributes(address).device)
+
+    def _order(self, first: int, then: int) -> None:
+        # By handles: an object of CuPy's for somebody else's stream could destroy that stream with itself.
+        if first in _DEFAULT and then in _DEFAULT:
+            return
+        runtime = self._cp.cuda.runtime
+        with self._cp.cuda.Device(self.device):
+            event = self._cp.cuda.Event(disable_timing=True)
+            runtime.eventRecord(event.ptr, first)
+            runtime.streamWaitEvent(then, event.ptr)
 
     def _function(self, module: Module, kernel: str) -> Any:
         key = self.device, module, kernel

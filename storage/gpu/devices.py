@@ -3,9 +3,17 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
+
+from rockbed.bags import Bags, check_arrays
+from rockbed.device_arrays import on_device
 from rockbed.errors import DeviceUnavailable, MissingPackage
-from rockbed.storage.gpu.launcher import Launcher
+from rockbed.storage.gpu.borrowing import borrowed
+from rockbed.storage.gpu.launcher import DeviceArray, Launcher
+from rockbed.types import AnyArray
 
 
 class Device:
@@ -24,6 +32,61 @@ class Device:
         work is done in the order in which it was queued. Taken after the locks of groups."""
         with self._lock, self.launcher.own_stream():
             yield
+
+    # --- arrays and streams of callers ---
+
+    def follow(self, stream: int | None) -> tuple[int, ...]:
+        """Have all that is queued from now on come, on the device, after what the caller has queued.
+
+        That is on `stream`, if it is given, and on the stream that the calling thread has set for the launcher's
+        library (CuPy). Returns them, for `lead`.
+        """
+        streams = (self.launcher.current_stream(), *(() if stream is None else (stream,)))
+        with self.queue():
+            for each in streams:
+                self.launcher.wait_for(each)
+        return streams
+
+    def lead(self, streams: tuple[int, ...]) -> None:
+        """Have what these streams get from now on come, on the device, after all that was queued."""
+        with self.queue():
+            for each in streams:
+                self.launcher.let_go_on(each)
+
+    def borrow(self, name: str, array: Any) -> DeviceArray:
+        """An array of another library as the launcher's: see borrowing.borrowed."""
+        with self.queue():
+            return borrowed(self.launcher, name, array)
+
+    def as_int64(self, array: DeviceArray) -> DeviceArray:
+        """The array itself if it is int64, a copy that is if not."""
+        if array.dtype == np.int64:
+            return array
+        with self.queue():
+            wide = self.launcher.empty(array.shape, np.int64)
+            wide[...] = array
+        return wide
+
+    def up(self, array: AnyArray | DeviceArray) -> DeviceArray:
+        """The array itself if it is on the device, a copy there if not. Within `queue`."""
+        return array if on_device(array) else self.launcher.to_device(array)
+
+    def down(self, array: AnyArray | DeviceArray) -> AnyArray:
+        """The array itself if it is in memory, a copy there if not. Within `queue`."""
+        return self.launcher.to_host(array) if on_device(array) else array
+
+    def in_memory(self, bags: Bags) -> Bags:
+        """The same bags in memory; of those that were on the device, whose values nobody has seen, all is checked.
+
+        Raises what check_arrays raises.
+        """
+        if not bags.on_device:
+            return bags
+        with self.queue():
+            keys, offsets = self.down(bags.keys), self.down(bags.offsets)
+            weights = None if bags.weights is None else self.down(bags.weights)
+        check_arrays(keys, offsets, weights, f"feature {bags.name!r}: ")
+        return replace(bags, keys=keys, offsets=offsets, weights=weights)
 
 
 def open_launcher(name: str) -> Launcher:

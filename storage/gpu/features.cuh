@@ -4,6 +4,9 @@
 
 enum Combiner { SUM = 0, MEAN = 1, SQRTN = 2, SEQUENCE = 3 };
 enum Bit { NEGATIVE_KEYS = 1, DEFAULT_KEY = 2, PADDING_KEY = 4, ALIGNED = 8 };
+// WRONG: offsets that lead nowhere, weights that are not finite. FAR: positive weights that a bag's others, and their
+// squares, cannot be added to in float32, where the combiner divides by that sum.
+enum Fault { WRONG = 1, FAR = 2 };
 
 struct Feature {
     const Entry* index;
@@ -35,7 +38,7 @@ const int PRUNED = -2, ABSENT = -1;  // instead of a row
 struct Counts {
     int absent;           // uses of keys without a row
     int absent_defaults;  // empty bags whose default key has no row
-    int faults;           // bags whose offsets lead nowhere, weights that are not finite
+    int faults;           // bits of Fault
 };
 
 struct Use {
@@ -60,12 +63,18 @@ DEVICE int touched_row(const Feature& f, i64 key) {
     return row;
 }
 
+// Whether device_calls.py would bring a weight nearer to 1.
+DEVICE bool is_far(const Feature& f, float weight) {
+    return (f.combiner == MEAN || f.combiner == SQRTN) && weight > 0.0f && !(weight > 1e-15f && weight < 1e15f);
+}
+
 // The use at position i; PRUNED from `end` on.
 DEVICE Use use_at(const Feature& f, i64 i, i64 end, int& faults) {
     if (i >= end) return Use{PRUNED, 0.0f};
     const i64 key = f.keys[i];
     const float weight = f.weights ? f.weights[i] : 1.0f;
-    if (!is_finite(weight)) ++faults;
+    if (!is_finite(weight)) faults |= WRONG;
+    if (is_far(f, weight)) faults |= FAR;
     if (!is_kept(f, key, weight)) return Use{PRUNED, 0.0f};
     return Use{touched_row(f, key), weight};
 }
@@ -75,7 +84,7 @@ DEVICE void range_of(const Feature& f, i64 bag, i64& begin, i64& end, int& fault
     begin = f.offsets[bag];
     end = f.offsets[bag + 1];
     if (begin < 0 || end < begin || end > f.nnz || (bag == 0 && begin != 0) || (bag == f.bags - 1 && end != f.nnz)) {
-        ++faults;
+        faults |= WRONG;
         begin = begin < 0 ? 0 : begin > f.nnz ? f.nnz : begin;
         end = end < begin ? begin : end > f.nnz ? f.nnz : end;
     }

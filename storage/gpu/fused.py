@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rockbed.bags import check_arrays
 from rockbed.errors import BatchTooLarge, WrongShape
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.gpu.launcher import DeviceArray, Launcher
@@ -38,14 +39,27 @@ _SHARE = np.dtype(
     ]
 )  # `Share` of backward.cu
 _COUNTS = ("absent", "absent_defaults", "faults")  # `Counts` of features.cuh
+_WRONG, _FAR = 1, 2  # `Fault` of features.cuh
+
+
+class FarWeights(Exception):
+    """Internal: weights that nobody has looked at are too far from 1 to be added up as they are; nothing was done.
+
+    features: which, by their places in the batch.
+    """
+
+    def __init__(self, features: list[int]) -> None:
+        super().__init__()
+        self.features = features
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceBags:
     """One feature's share of a batch, as rockbed.bags.Bags, with its arrays on the device and its group's table.
 
-    keys: int64[nnz]; offsets: int64[bags + 1]; weights: float32[nnz] or None. Offsets and weights are checked by the
-    kernels. padding_key: the group's, as the bits of an int64. absent: each weight of a key that has no row.
+    keys: int64[nnz]; offsets: int64[bags + 1]; weights: float32[nnz] or None. padding_key: the group's, as the bits of
+    an int64. absent: each weight of a key that has no row. checked: whether offsets and weights were looked at before
+    they came here. Whatever the kernels read of them they check.
     """
 
     name: str
@@ -59,6 +73,7 @@ class DeviceBags:
     negative: bool = False
     padding_key: int | None = None
     absent: float = 0.0
+    checked: bool = True
 
     @property
     def bags(self) -> int:
@@ -136,14 +151,16 @@ class FusedBatch:
         """Look every feature up in one launch. Returns what was absent, by feature; waits for the device to know it.
 
         pooled: float32[bags, sum of the dims of the features with a combiner], filled in their order; sequences:
-        float32[nnz, dim] for each of the others, filled. pin: the rows found stay until `unpin`. Raises WrongShape for
-        offsets that lead nowhere and weights that are not finite; the result means nothing then.
+        float32[nnz, dim] for each of the others, filled. pin: the rows found stay until `unpin`. Raises what
+        check_arrays raises for offsets that lead nowhere and weights that are not finite, FarWeights; the result means
+        nothing then.
         """
         self._must_fit(pooled, sequences)
         features = self._described(pooled, sequences, k.TOUCHED | (k.PINNED if pin else 0))
         counts = self._zero_counts()
         threads = features.blocks * BLOCK_THREADS
         self.launcher.launch(POOL, "pool", threads, features.table, len(self.features), counts)
+        self._check_offsets(features, counts)
         return self._absent(self.launcher.to_host(counts))
 
     def absent_keys(self, feature: int, found: Absent) -> tuple[I64, I64]:
@@ -172,13 +189,14 @@ class FusedBatch:
 
         pooled, sequences: the gradients of what `pool` fills. The rows found are pinned until `unpin`. Uses of a row
         are added in float32 in the order of features, samples and keys, in pieces of 512: the same bits on every run.
-        Waits for the device half-way, to know how many rows there are. Raises WrongShape as `pool`.
+        Waits for the device half-way, to know how many rows there are. Raises as `pool`.
         """
         self._must_fit(pooled, sequences)
         features = self._described(pooled, sequences, k.TOUCHED | k.PINNED)
-        if self.positions == 0:
-            return [], [Absent(0, 0)] * len(self.features)
         counts = self._zero_counts()
+        self._check_offsets(features, counts)
+        if self.positions == 0:
+            return [], self._absent(self.launcher.to_host(counts))
         uses = self._sorted(features, counts)
         absent = self._absent(self.launcher.to_host(counts))
         return self._summed(features, uses), absent
@@ -280,11 +298,26 @@ class FusedBatch:
     def _zero_counts(self) -> DeviceArray:
         return self.launcher.zeros((len(self.features), len(_COUNTS)), np.int32)
 
+    def _check_offsets(self, features: _Features, counts: DeviceArray) -> None:
+        for i, bags in enumerate(self.features):
+            if not bags.checked and (bags.combiner is None or bags.bags == 0):
+                self.launcher.launch(POOL, "check_offsets", bags.bags + 1, features.table, i, counts)
+
     def _absent(self, counts: AnyArray) -> list[Absent]:
         for bags, (_, _, faults) in zip(self.features, counts, strict=True):
-            if faults:
-                raise WrongShape(
-                    f"feature {bags.name!r}: {faults} bags or weights are wrong: offsets run from 0 to the number of "
-                    f"keys ({bags.keys.size}) and never fall, weights are finite"
-                )
+            if faults & _WRONG:
+                self._must_be_sound(bags)
+        far = [i for i, bags in enumerate(self.features) if counts[i, 2] & _FAR and not bags.checked]
+        if far:
+            raise FarWeights(far)
         return [Absent(int(keys), int(defaults)) for keys, defaults, _ in counts]
+
+    def _must_be_sound(self, bags: DeviceBags) -> None:
+        # The kernels say that something is wrong; what it is, is said as of arrays in memory.
+        offsets = self.launcher.to_host(bags.offsets)
+        weights = None if bags.weights is None else self.launcher.to_host(bags.weights)
+        check_arrays(bags.keys, offsets, weights, f"feature {bags.name!r}: ")
+        raise WrongShape(
+            f"feature {bags.name!r}: its offsets or weights changed while they were read: leave the arrays of a batch "
+            "alone until it has been pushed"
+        )

@@ -35,7 +35,6 @@ DEVICE void pool_bag(const Feature& f, i64 bag, Counts& counts) {
     i64 begin, end;
     int faults = 0;
     range_of(f, bag, begin, end, faults);
-    if (lanes.lane > 0) faults = 0;  // a bag's are counted once
     for (int start = 0; start < f.dim; start += 4 * LANES) {  // once, for rows of 128 floats or less
         Counts seen = {0, 0, faults};
         const int column = start + 4 * lanes.lane;
@@ -116,7 +115,7 @@ DEVICE void pool_block(const Feature& f, i64 block, Counts* counts) {
     }
     if (mine.absent) add_to(&counts->absent, mine.absent);
     if (mine.absent_defaults) add_to(&counts->absent_defaults, mine.absent_defaults);
-    if (mine.faults) add_to(&counts->faults, mine.faults);
+    if (mine.faults) set_bits(&counts->faults, mine.faults);
 }
 
 // features: [count]; counts: [count], zero before.
@@ -135,4 +134,15 @@ KERNEL mark_absent(const Feature* features, int at, int* marks) {
     const i64 i = thread_number();
     int faults = 0;
     if (i < f.nnz) marks[i] = use_at(f, i, f.nnz, faults).row == ABSENT;
+}
+
+// Looks at the offsets of a feature that `pool` and `place_uses` do not read: a sequence's, and one that stands alone.
+// One thread per offset.
+KERNEL check_offsets(const Feature* features, int at, Counts* counts) {
+    const Feature f = features[at];
+    const i64 i = thread_number();
+    if (i > f.bags) return;
+    const i64 offset = f.offsets[i];
+    if (i == 0 ? offset != 0 : offset < f.offsets[i - 1]) set_bits(&counts[at].faults, WRONG);
+    if (i == f.bags && offset != f.nnz) set_bits(&counts[at].faults, WRONG);
 }

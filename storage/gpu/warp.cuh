@@ -34,6 +34,7 @@ DEVICE i64 compare_and_swap(i64* at, i64 expected, i64 value) {
 }
 DEVICE void lower_to(int* at, int value) { atomicMin(at, value); }
 DEVICE void add_to(int* at, int value) { atomicAdd(at, value); }
+DEVICE void set_bits(int* at, int bits) { atomicOr(at, bits); }
 
 // What is there now, although other threads of the launch may be writing it.
 DEVICE i64 read_now(const i64* at) { return *(const volatile i64*)at; }

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -55,6 +55,46 @@ def library(module: Module) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+class OnDevice(np.ndarray[Any, Any]):
+    """An array of the shim's device. As a GPU's, it is no operand of numpy's functions, and lends itself."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        raise TypeError(f"{ufunc.__name__} of an array on the device: copy it with to_host")
+
+    def __array_function__(self, function: Any, *_: Any) -> Any:
+        raise TypeError(f"{function.__name__} of an array on the device: copy it with to_host")
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.ctypes.data, False),
+            "strides": None if self.flags.c_contiguous else self.strides,
+            "version": 3,
+            "stream": 1,
+        }
+
+    def __dlpack_device__(self) -> Any:
+        return 2, 0  # kDLCUDA
+
+    def __dlpack__(self, *, stream: int | None = None, **_: Any) -> Any:
+        return self.view(np.ndarray).__dlpack__(max_version=(1, 0))  # which has a word for read-only arrays
+
+
+class _Lent:
+    """What numpy takes for an array in memory that lends itself."""
+
+    def __init__(self, capsule: Any) -> None:
+        self._capsule = capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._capsule
+
+
 class HostLauncher:
     """Runs kernels on the CPU, thread by thread, interleaved as `seed` draws it. After each launch, what lies before
     and behind every array must be as it was."""
@@ -62,6 +102,10 @@ class HostLauncher:
     def __init__(self, seed: int = 0) -> None:
         compiler()
         self.seed = seed
+        self.device = 0
+        self.streams: dict[int, Callable[[], None]] = {}  # of others, by handle: what does all that they have
+        self.thread_stream = threading.local()  # .handle: what the thread has set
+        self.order: list[str] = []  # launches, and waits for streams of others and theirs
         self.own_stream_only = False  # whether calls outside of `own_stream` are a mistake
         self._own = threading.local()
         self.launches: list[str] = []  # the kernels launched so far
@@ -87,14 +131,14 @@ class HostLauncher:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         raw = np.full(size + 2 * _GUARD + 16, _PATTERN, np.uint8)
         start = _GUARD + -(raw.ctypes.data + _GUARD) % 16
-        array: AnyArray = raw[start : start + size].view(dtype).reshape(shape)
+        array: AnyArray = raw[start : start + size].view(dtype).reshape(shape).view(OnDevice)
         key = id(raw)
         self._guarded[key] = weakref.ref(raw, lambda _: self._guarded.pop(key, None)), start, start + size
         return array
 
     def zeros(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> AnyArray:
         array = self.empty(shape, dtype)
-        array.view(np.uint8).reshape(-1)[:] = 0
+        array[...] = 0
         return array
 
     def to_device(self, array: AnyArray) -> AnyArray:
@@ -105,7 +149,8 @@ class HostLauncher:
     def to_host(self, array: AnyArray) -> AnyArray:
         self._must_be_queued()
         self.waits += 1
-        return array.copy()
+        assert isinstance(array, OnDevice), "copied to the host from there"
+        return np.array(array)
 
     def address(self, array: AnyArray) -> int:
         return array.ctypes.data
@@ -120,6 +165,7 @@ class HostLauncher:
         if blocks == 0:
             return
         self.launches.append(kernel)
+        self.order.append(kernel)
         self.seed += 1
         run = getattr(library(module), f"launch_{kernel}")
         pointers = (ctypes.c_void_p * len(given))(*[value.ctypes.data for value in given])
@@ -133,10 +179,38 @@ class HostLauncher:
                 assert (beside == _PATTERN).all(), f"{kernel} wrote beside an array"
 
     def running_sum(self, marks: AnyArray) -> AnyArray:
-        return self.to_device(np.cumsum(marks, dtype=np.int32))
+        return self.to_device(np.cumsum(marks.view(np.ndarray), dtype=np.int32))
 
     def stable_order(self, ids: AnyArray) -> AnyArray:
-        return self.to_device(np.argsort(ids, kind="stable"))
+        return self.to_device(np.argsort(ids.view(np.ndarray), kind="stable"))
+
+    def side_by_side(self, parts: Sequence[AnyArray]) -> AnyArray:
+        return self.to_device(np.concatenate([part.view(np.ndarray) for part in parts], axis=1))
+
+    def current_stream(self) -> int:
+        return getattr(self.thread_stream, "handle", 0)
+
+    def wait_for(self, stream: int) -> None:
+        self._must_be_queued()
+        self.order.append(f"waits for {stream}")
+        self.streams.get(stream, lambda: None)()
+
+    def let_go_on(self, stream: int) -> None:
+        self._must_be_queued()
+        self.order.append(f"{stream} goes on")
+
+    def from_dlpack(self, array: Any) -> AnyArray:
+        self._must_be_queued()
+        return np.from_dlpack(_Lent(array.__dlpack__(stream=1))).view(OnDevice)
+
+    def from_address(self, address: int, shape: tuple[int, ...], dtype: DTypeLike, owner: Any) -> AnyArray:
+        memory: Any = (ctypes.c_char * (int(np.prod(shape)) * np.dtype(dtype).itemsize)).from_address(address)
+        memory.owner = owner
+        array: AnyArray = np.frombuffer(memory, dtype).reshape(shape).view(OnDevice)
+        return array
+
+    def device_of(self, address: int) -> int:
+        return address >> 60  # a test's arrays of other devices say that they lie there
 
     @staticmethod
     def _by_address(value: Any) -> AnyArray:

@@ -183,6 +183,10 @@ DEVICE void add_to(int* at, int value) {
     shim::maybe_stop();
     *at += value;
 }
+DEVICE void set_bits(int* at, int bits) {
+    shim::maybe_stop();
+    *at |= bits;
+}
 DEVICE i64 read_now(const i64* at) {
     shim::maybe_stop();
     const i64 seen = *at;

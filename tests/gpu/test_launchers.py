@@ -2,6 +2,9 @@
 
 import builtins
 import importlib.util
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,43 @@ def test_without_a_device_the_error_says_so() -> None:
         CupyLauncher(count)
 
 
+def test_streams_are_ordered_by_events_and_their_handles(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A stand-in for CuPy, whose own objects for streams of others may destroy those: none is made.
+    calls: list[tuple[Any, ...]] = []
+    current = SimpleNamespace(ptr=0)
+
+    def device(number: int) -> AbstractContextManager[None]:
+        calls.append(("device", number))
+        return nullcontext()
+
+    runtime = SimpleNamespace(
+        getDeviceCount=lambda: 2,
+        CUDARuntimeError=RuntimeError,
+        eventRecord=lambda event, stream: calls.append(("record", event, stream)),
+        streamWaitEvent=lambda stream, event: calls.append(("wait", stream, event)),
+    )
+    cuda = SimpleNamespace(
+        runtime=runtime,
+        Device=device,
+        Event=lambda disable_timing: SimpleNamespace(ptr=99),
+        get_current_stream=lambda number: current,
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    launcher = CupyLauncher(1)
+    for same in (0, 1):  # the default stream, which waits for itself as it is
+        launcher.wait_for(same)
+        launcher.let_go_on(same)
+    assert calls == []
+    launcher.wait_for(70)
+    launcher.let_go_on(70)
+    assert calls == [
+        *(("device", 1), ("record", 99, 70), ("wait", 0, 99)),
+        *(("device", 1), ("record", 99, 0), ("wait", 70, 99)),
+    ]
+    current.ptr = 80
+    assert launcher.current_stream() == 80
+
+
 def test_arguments_are_given_the_types_of_the_kernel() -> None:
     flags, rows = np.zeros(4, np.uint8), np.zeros(4, np.int32)
     given = TABLE.arguments("change_flags", (flags, rows, 4, 1, 2))
@@ -53,7 +93,7 @@ def test_arguments_are_given_the_types_of_the_kernel() -> None:
 
 def test_every_kernel_of_the_sources_is_known_and_launched_by_somebody() -> None:
     assert {"find", "settle", "clock_turn"} <= set(TABLE.kernels())
-    assert POOL.kernels() == ("pool", "mark_absent")
+    assert POOL.kernels() == ("pool", "mark_absent", "check_offsets")
     assert Module("update.cu", "UPDATE(one, Sgd, 4)\nUPDATE(two, Adam, 4)\n").kernels() == ("one", "two")
     code = "".join(path.read_text() for path in sources.HERE.glob("*.py"))
     for name in (*TABLE.kernels(), *POOL.kernels(), *BACKWARD.kernels()):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rockbed.errors import WrongShape
+from rockbed.errors import InvalidConfig, WrongShape
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.gpu.fused import Absent
 from rockbed.storage.gpu.launcher import Launcher
@@ -154,30 +154,30 @@ def test_a_batch_without_keys_bags_or_features(launcher: Launcher) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offsets", "weights"),
+    ("offsets", "weights", "said"),
     [
-        ([1, 2, 3], None),
-        ([0, 2, 4], None),
-        ([0, 2, 2], None),
-        ([-4, 2, 3], None),
-        ([0, 1, 3], [1.0, np.nan, 1.0]),
-        ([0, 1, 3], [1.0, 1.0, np.inf]),
+        ([1, 2, 3], None, "offsets run from 1 to 3, with 3 keys they run from 0 to 3"),
+        ([0, 2, 4], None, "offsets run from 0 to 4"),
+        ([0, 2, 2], None, "offsets run from 0 to 2"),
+        ([-4, 2, 3], None, "offsets run from -4 to 3"),
+        ([0, 1, 3], [1.0, np.nan, 1.0], r"weights\[1\] is nan"),
+        ([0, 1, 3], [1.0, 1.0, np.inf], r"weights\[2\] is inf"),
     ],
 )
 def test_offsets_that_lead_nowhere_and_weights_that_are_not_finite_are_refused(
-    launcher: Launcher, offsets: list[int], weights: list[float] | None
+    launcher: Launcher, offsets: list[int], weights: list[float] | None, said: str
 ) -> None:
     table, _ = table_of(launcher, 20, np.arange(3))
     sent = None if weights is None else np.array(weights, np.float32)
     spec = Spec(np.arange(3), np.array(offsets), sent)
-    with pytest.raises(WrongShape, match="feature '1': 1 bags or weights are wrong"):
+    with pytest.raises(WrongShape if weights is None else InvalidConfig, match=f"feature '1': {said}"):
         lookup(launcher, [(table, Spec(np.arange(2), np.array([0, 1, 2]))), (table, spec)])
 
 
 @pytest.mark.parametrize("offsets", [[0, 3, 2], [0, 2**40, 3], [0, -(2**40), 3]])
 def test_offsets_that_fall_are_refused_wherever_they_lead(launcher: Launcher, offsets: list[int]) -> None:
     table, _ = table_of(launcher, 4, np.arange(3))
-    with pytest.raises(WrongShape, match="offsets run from 0 to the number of keys"):
+    with pytest.raises(WrongShape, match="feature '0': offsets"):
         lookup(launcher, [(table, Spec(np.arange(3), np.array(offsets)))])
 
 

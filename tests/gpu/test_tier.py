@@ -69,7 +69,7 @@ class TierAgainstDict(RuleBasedStateMachine):
         if absent.keys or absent.defaults:
             self.bring(batch.absent_keys(0, absent)[0])
             assert batch.pool(out, [], pin=True)[0].keys == 0
-        np.testing.assert_allclose(out, pooled(spec, self.rows(), DIM), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(self.launcher.to_host(out), pooled(spec, self.rows(), DIM), rtol=1e-5, atol=1e-5)
         grads = np.round(np.random.default_rng(self.clock).normal(size=out.shape) * 8).astype(np.float32) / 8
         found, _ = batch.gradients(self.launcher.to_device(grads), [])
         for each in found:

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 from rockbed.config import GROUPS
+from rockbed.device_arrays import described as described_there
+from rockbed.device_arrays import on_device
 from rockbed.errors import UnknownGroup, WrongDtype, WrongShape
 from rockbed.requests import PutRows
 from rockbed.types import F32, I64, AnyArray
@@ -12,6 +14,8 @@ from rockbed.types import F32, I64, AnyArray
 
 def described(value: Any) -> str:
     """What was sent, for messages: dtype and shape of an array, the type of anything else."""
+    if on_device(value):
+        return described_there(value)
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
@@ -23,6 +27,10 @@ def checked_keys(keys: Any) -> I64:
     if not isinstance(keys, np.ndarray) or keys.dtype not in (np.dtype(np.int64), np.dtype(np.uint64)):
         floats = isinstance(keys, np.ndarray) and keys.dtype.kind == "f"
         advice = "read them as integers, floats hold keys to 2^53 only" if floats else "use np.asarray(keys, np.int64)"
+        if on_device(keys):
+            advice = (
+                "copy them to memory (cupy.asnumpy, tensor.cpu().numpy()); a FusedEmbedding can take them as they are"
+            )
         raise WrongDtype(f"keys must be a numpy array of int64 or uint64, not {described(keys)}: {advice}")
     if keys.ndim != 1:
         raise WrongShape(f"keys must have one axis, not {described(keys)}: use keys.reshape(-1)")

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rockbed.bags import Bags
 from rockbed.config import GroupConfig
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
 from rockbed.requests import AdaptiveKeys, ExportOptions, Gradients, ImportOptions, PutRows, Request, ShrinkOptions
 from rockbed.types import F32, I64, Bool
+
+if TYPE_CHECKING:
+    from rockbed.storage.gpu.devices import Device
 
 
 class Backend(Protocol):
@@ -17,6 +20,11 @@ class Backend(Protocol):
     @property
     def path(self) -> Path:
         """The store's directory. Raises InvalidConfig where it is on a server."""
+
+    @property
+    def device(self) -> "Device | None":
+        """The device on which this process keeps rows of the store, whose arrays calls may then have; None: no arrays
+        of a device are taken."""
 
     def open_group(self, config: GroupConfig, *, by_name: bool = False) -> tuple[GroupConfig, int]:
         """Create the group, or open it; by_name: the one of the config's name, whatever the config's number is.
@@ -40,6 +48,7 @@ class Backend(Protocol):
 
         pooled: float32[B, D], C-contiguous, filled with the results of the features that have a combiner side by side,
         D = the sum of their groups' dims. sequences: for each other feature float32[nnz, dim], filled with its rows.
+        Where a batch has arrays of `device`, these are of it as well.
         keep: returns a handle by which `fused_apply_gradients` may be told of the batch for a short time; None where
         it cannot be kept, or is not to be.
         """
@@ -56,7 +65,8 @@ class Backend(Protocol):
         """Apply the gradients of what `fused_lookup` filled, all or nothing, durably.
 
         handle: stands for the batch, which then is what the handle was given for. pooled, sequences: as of
-        `fused_lookup`, float32, C-contiguous. steps: by group, the global step of those that have step="global".
+        `fused_lookup`, float32, C-contiguous. Any array of all these may be one of `device`. steps: by group, the
+        global step of those that have step="global".
         Returns False for a request that had been applied before. Raises UnknownHandle where the handle stands for
         nothing any more, or for another's batch; then nothing was applied.
         """

@@ -7,12 +7,14 @@ from typing import Any
 from rockbed.allocation import keep_large_blocks
 from rockbed.bags import Bags
 from rockbed.config import GroupConfig
+from rockbed.device_arrays import on_device
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
 from rockbed.requests import AdaptiveKeys, ExportOptions, Gradients, ImportOptions, PutRows, Request, ShrinkOptions
 from rockbed.server import (
     adaptive,
     checking,
     checkpointing,
+    device_batches,
     dropping,
     dumping,
     exporting,
@@ -26,6 +28,7 @@ from rockbed.server import (
 from rockbed.server.engine import Engine
 from rockbed.server.kept_batches import apply_kept
 from rockbed.server.serving import Serving
+from rockbed.storage.gpu.devices import Device
 from rockbed.types import F32, I64, Bool
 
 _OWNER = ""  # of batches that are kept: in one process there is nobody else
@@ -47,6 +50,10 @@ class Embedded:
     def path(self) -> Path:
         return self.engine.directory
 
+    @property
+    def device(self) -> Device | None:
+        return self.engine.device
+
     def open_group(self, config: GroupConfig, *, by_name: bool = False) -> tuple[GroupConfig, int]:
         group = self.engine.open_group(config, by_name=by_name)
         return group.config, group.global_step
@@ -67,6 +74,9 @@ class Embedded:
         self, batch: Sequence[Bags], pooled: F32, sequences: Sequence[F32], *, train: bool, keep: bool
     ) -> bytes | None:
         engine = self.engine
+        if engine.device is not None and on_device(pooled):
+            device_batches.lookup(engine, engine.device, batch, pooled, sequences, train=train)
+            return None  # a copy of such a batch would take the device's memory, and spare nothing
         if keep:  # what is kept must not change with the caller's arrays
             batch = [each.copied() for each in batch]
         plan = fused.lookup(engine, batch, pooled, sequences, train=train)

@@ -54,7 +54,7 @@ class Feature:
         return Bags(
             name=self.name,
             group=self.embedding.group,
-            keys=ragged.keys.view(np.int64),
+            keys=ragged.bits,
             offsets=ragged.offsets,
             weights=ragged.weights,
             combiner=self.combiner,

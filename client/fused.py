@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from rockbed.bags import Bags, check_bags
 from rockbed.client.arrays import checked_floats
 from rockbed.client.feature import Feature
+from rockbed.client.lending import Borrower
 from rockbed.client.ragged import Ragged
 from rockbed.client.request_ids import RequestId, checked_request
 from rockbed.errors import InvalidConfig, RockbedError, UnknownHandle, UnknownName, WrongDtype
@@ -23,7 +25,8 @@ class FusedOutput:
     """What a fused lookup found.
 
     pooled: float32[B, D], what features with a combiner gave, side by side in their order; np.asarray(out) is it.
-    sequences: by name, float32[nnz, dim], a row for each key of a feature without a combiner.
+    sequences: by name, float32[nnz, dim], a row for each key of a feature without a combiner. Of a batch with arrays of
+    a GPU they are there, too (CuPy's; for others by `__dlpack__` and `__cuda_array_interface__`).
     out[name]: a feature's columns of `pooled`, float32[B, dim], as a view, or its sequence.
     fused: the FusedEmbedding that was asked. batch: what it was asked for, by feature in their order; an output holds
     on to the arrays of the batch, for `apply_gradients`.
@@ -120,24 +123,29 @@ class FusedEmbedding:
                 self.columns[each.name] = slice(self.dim, self.dim + each.embedding.dim)
                 self.dim += each.embedding.dim
 
-    def lookup(self, batch: Batch, *, train: bool = True, keep: bool | None = None) -> FusedOutput:
+    def lookup(self, batch: Batch, *, train: bool = True, keep: bool | None = None, stream: Any = None) -> FusedOutput:
         """Look up and pool all features, in one call.
 
         batch: by the name of each feature, a Ragged of B bags, or its arguments as a tuple. train: as in
         PyEmbedding.lookup; False creates nothing. keep: have the batch kept for a short time where the rows are, so
         that `apply_gradients` with this output sends gradients alone and finds the rows at once; None = as `train`.
+        A batch with arrays of a GPU is never kept: it is there.
+        stream: for a batch with arrays of a GPU, the CUDA stream that this call takes its place in: an object with
+        `__cuda_stream__`, or the handle as an int. Without, its place is in CuPy's current stream, behind what the
+        arrays' libraries say has to be done before.
         Raises UnknownName and InvalidConfig (features), WrongDtype, WrongShape, BatchTooLarge, ReadOnlyStorage,
         StorageClosed, the disk's errors.
         """
-        return self._looked_up(*self._shares(batch), train=train, keep=keep)
+        return self._lookup(batch, stream, train=train, keep=keep)()
 
-    def lookup_async(self, batch: Batch, *, train: bool = True, keep: bool | None = None) -> "Future[FusedOutput]":
+    def lookup_async(
+        self, batch: Batch, *, train: bool = True, keep: bool | None = None, stream: Any = None
+    ) -> "Future[FusedOutput]":
         """As `lookup`, in a thread: a concurrent.futures.Future of its result.
 
         What the batch lacks is raised at once. Its arrays may not be changed until the future is done.
         """
-        shares, size = self._shares(batch)
-        return self.storage.ahead.lookup(lambda: self._looked_up(shares, size, train=train, keep=keep))
+        return self.storage.ahead.lookup(self._lookup(batch, stream, train=train, keep=keep))
 
     def apply_gradients(
         self,
@@ -146,17 +154,19 @@ class FusedEmbedding:
         sequences: Mapping[str, F32] | None = None,
         *,
         request: RequestId | None = None,
+        stream: Any = None,
     ) -> bool:
         """Update the rows of all features with their groups' optimizers, all or nothing. Durable when it returns.
 
         batch: what was looked up, or the output of its lookup. grad_pooled: float32[B, D], the gradient of `pooled`;
         may be None where no feature is pooled. sequences: by name, float32[nnz, dim], the gradient of each sequence.
         Occurrences of a key, in one feature or several of a group, meet as its `duplicates` says.
+        Any of the arrays may be a GPU's, where the storage has it as its device; stream: as of `lookup`.
         request: (client id, number from 1) makes the call repeatable: False is returned for a request that has been
         applied before. Raises what `lookup` raises, GradientNotFinite, RequestTooOld, StorageFull. Then nothing was
         applied.
         """
-        return self._push(batch, grad_pooled, sequences, request)()
+        return self._push(batch, grad_pooled, sequences, request, stream)()
 
     def apply_gradients_async(
         self,
@@ -165,16 +175,17 @@ class FusedEmbedding:
         sequences: Mapping[str, F32] | None = None,
         *,
         request: RequestId | None = None,
+        stream: Any = None,
     ) -> "Future[bool]":
         """As `apply_gradients`, in a thread: a concurrent.futures.Future, done when the push is durable.
 
         What the arrays lack is raised at once. They may not be changed until the future is done. Pushes of a storage
         are applied in the order in which they were asked for, and its `close` waits for them.
         """
-        return self.storage.ahead.push(self._push(batch, grad_pooled, sequences, request))
+        return self.storage.ahead.push(self._push(batch, grad_pooled, sequences, request, stream))
 
-    def _shares(self, batch: Batch) -> tuple[list[Bags], int]:
-        """Each feature's share of a batch, and B."""
+    def _bags(self, batch: Batch) -> list[Bags]:
+        """Each feature's share of a batch, with the caller's arrays."""
         if not isinstance(batch, Mapping):
             raise WrongDtype(f"a batch is a dict of Ragged by feature, not a {type(batch).__name__}")
         unknown = batch.keys() - set(self.names)
@@ -188,13 +199,25 @@ class FusedEmbedding:
         given = {name: _ragged(name, value) for name, value in batch.items()}
         size = len(next(iter(given.values()))) if given else 0
         empty = Ragged(np.empty(0, np.int64), np.zeros(size + 1, np.int64))
-        shares = [each.bags(given.get(each.name, empty)) for each in self.features]
-        return shares, check_bags(shares)
+        return [each.bags(given.get(each.name, empty)) for each in self.features]
 
-    def _looked_up(self, shares: list[Bags], size: int, *, train: bool, keep: bool | None) -> FusedOutput:
-        pooled = np.empty((size, self.dim), np.float32)
+    def _lookup(self, batch: Batch, stream: Any, *, train: bool, keep: bool | None) -> Callable[[], FusedOutput]:
+        """A lookup that has been checked, to be made by a call."""
+        shares = self._bags(batch)
+        borrower = Borrower.for_call(self.storage, _keys_of(shares), stream)
+        if borrower is not None:
+            shares = [borrower.bags(each) for each in shares]
+        size = check_bags(shares)
+        if borrower is None:
+            return partial(self._looked_up, shares, size, np.empty, train=train, keep=keep)
+        return partial(borrower.call, partial(self._looked_up, shares, size, borrower.empty, train=train, keep=keep))
+
+    def _looked_up(
+        self, shares: list[Bags], size: int, empty: Callable[..., F32], *, train: bool, keep: bool | None
+    ) -> FusedOutput:
+        pooled = empty((size, self.dim), np.float32)
         sequences = {
-            share.name: np.empty((share.keys.size, each.embedding.dim), np.float32)
+            share.name: empty((share.keys.size, each.embedding.dim), np.float32)
             for each, share in zip(self.features, shares, strict=True)
             if each.combiner is None
         }
@@ -209,6 +232,7 @@ class FusedEmbedding:
         grad_pooled: F32 | None,
         sequences: Mapping[str, F32] | None,
         request: RequestId | None,
+        stream: Any,
     ) -> Callable[[], bool]:
         """A push that has been checked, to be made by a call."""
         handle: bytes | None = None
@@ -216,13 +240,25 @@ class FusedEmbedding:
         if isinstance(batch, FusedOutput):
             if batch.fused is not self:
                 raise InvalidConfig(f"{batch!r} comes from another FusedEmbedding than {self!r}: push it to its own")
-            shares, size, handle = batch.batch, len(batch), batch._handle
+            shares, handle = batch.batch, batch._handle
         else:
-            shares, size = self._shares(batch)
+            shares = self._bags(batch)
+        given = self._sequence_gradients({} if sequences is None else sequences)
+        sent = [(f"the gradient of {name!r}", each) for name, each in given.items()]
+        arrays = [("grad_pooled", grad_pooled), *sent, *_keys_of(shares)]
+        borrower = Borrower.for_call(self.storage, arrays, stream)
+        if borrower is not None and not isinstance(batch, FusedOutput):
+            shares = [borrower.bags(each) for each in shares]
+        size = len(batch) if isinstance(batch, FusedOutput) else check_bags(shares)
         if grad_pooled is None and self.dim == 0:
             grad_pooled = np.empty((size, 0), np.float32)
-        pooled = checked_floats("grad_pooled", grad_pooled, (size, self.dim))
-        rest = self._sequence_gradients(shares, {} if sequences is None else sequences)
+        floats = checked_floats if borrower is None else borrower.floats
+        pooled = floats("grad_pooled", grad_pooled, (size, self.dim))
+        rest = [
+            floats(f"the gradient of {each.name!r}", given[each.name], (share.keys.size, each.embedding.dim))
+            for each, share in zip(self.features, shares, strict=True)
+            if each.combiner is None
+        ]
         steps, asked = global_steps(self.features), checked_request(request)
         backend = self.storage.backend
 
@@ -234,10 +270,10 @@ class FusedEmbedding:
                     pass  # it was kept for a short time only: the batch goes along
             return backend.fused_apply_gradients(shares, None, pooled, rest, steps, asked)
 
-        return send
+        return send if borrower is None else partial(borrower.call, send)
 
-    def _sequence_gradients(self, shares: Sequence[Bags], given: Mapping[str, F32]) -> list[F32]:
-        """The gradients of the sequences, in their order."""
+    def _sequence_gradients(self, given: Mapping[str, F32]) -> Mapping[str, F32]:
+        """The gradients of all sequences, by name, and of nothing else."""
         wanted = [each.name for each in self.features if each.combiner is None]
         if not isinstance(given, Mapping):
             raise WrongDtype(f"sequences is a dict of gradients by feature, not a {type(given).__name__}")
@@ -252,11 +288,7 @@ class FusedEmbedding:
             raise InvalidConfig(
                 f"sequences lacks the gradients of {_quoted(lacking)}: a feature without a combiner has its own there"
             )
-        return [
-            checked_floats(f"the gradient of {each.name!r}", given[each.name], (share.keys.size, each.embedding.dim))
-            for each, share in zip(self.features, shares, strict=True)
-            if each.combiner is None
-        ]
+        return given
 
     def __repr__(self) -> str:
         return f"FusedEmbedding({', '.join(self.names)}: float32[B, {self.dim}])"
@@ -288,6 +320,11 @@ def _ragged(name: str, value: Any) -> Ragged:
         return Ragged(*value)
     except RockbedError as problem:
         raise type(problem)(f"feature {name!r}: {problem}") from None
+
+
+def _keys_of(shares: Iterable[Bags]) -> Iterable[tuple[str, Any]]:
+    """Of each share one array, by name: all of a share's lie in one place."""
+    return [(f"feature {each.name!r}", each.keys) for each in shares]
 
 
 def _quoted(names: Iterable[Any]) -> str:

@@ -9,8 +9,10 @@ import numpy as np
 
 from rockbed.bags import KEYS_MAX, check_arrays
 from rockbed.client.arrays import checked_floats, checked_integers, checked_keys, described
+from rockbed.client.lending import check_lent, must_be_in_memory
 from rockbed.client.sparse import SparseTensor
 from rockbed.config import whole_problems
+from rockbed.device_arrays import dtype_of, on_device, shape_of
 from rockbed.errors import BatchTooLarge, InvalidConfig, WrongDtype, WrongShape
 from rockbed.types import F32, I64, U64, AnyArray, Bool
 
@@ -22,6 +24,8 @@ class Ragged:
     keys: int64[nnz] or uint64[nnz]. offsets: int64[B + 1] (int32 is taken too), from 0 to nnz, never falling.
     weights: float32[nnz], finite, for combiners; None = 1 each.
     The arrays are kept, not copied, unless their layout asks for it: leave them alone until the batch has been pushed.
+    For a storage with a device all of them may be that device's, of any library (docs/gpu.md); their values are looked
+    at when they are used.
 
     >>> bags = Ragged(np.array([7, 8, 9]), np.array([0, 2, 2, 3]))  # [7, 8], [], [9]
     >>> len(bags), bags.nnz
@@ -35,6 +39,9 @@ class Ragged:
     weights: F32 | None = None
 
     def __post_init__(self) -> None:
+        if any(map(on_device, (self.keys, self.offsets, self.weights))):
+            check_lent(self.keys, self.offsets, self.weights)
+            return
         if isinstance(self.keys, np.ndarray) and self.keys.size > KEYS_MAX:  # before anything as large is made of it
             raise BatchTooLarge(f"{self.keys.size} keys, {KEYS_MAX} are the most of a batch: send smaller batches")
         object.__setattr__(self, "keys", _as_sent(checked_keys(self.keys), self.keys))
@@ -55,6 +62,7 @@ class Ragged:
         sparse tensor of weights.
         Raises as Ragged does, and WrongShape for indices out of order or out of the shape.
         """
+        must_be_in_memory("from_coo", indices, values, weights)
         keys = checked_keys(values)
         sizes: Any = dense_shape  # an array of them is taken, too
         places = SparseTensor(indices, keys, sizes)
@@ -68,6 +76,7 @@ class Ragged:
         (-1 and 2^64 - 1, say), as for a group's padding_key. weights: float32[B, L]; those of padding are ignored.
         Raises as Ragged does.
         """
+        must_be_in_memory("from_padded", array, weights)
         if isinstance(array, np.ndarray) and array.ndim != 2:
             raise WrongShape(f"a padded array must have two axes, [B, L], not {described(array)}")
         keys = checked_keys(array.reshape(-1) if isinstance(array, np.ndarray) else array)
@@ -99,19 +108,31 @@ class Ragged:
     @property
     def nnz(self) -> int:
         """How many keys there are in all bags."""
-        return self.keys.size
+        return shape_of(self.keys)[0]
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the arrays are in the memory of a GPU."""
+        return on_device(self.keys)
+
+    @property
+    def bits(self) -> I64:
+        """The keys as int64; those on a GPU as they were sent."""
+        lent: Any = self.keys
+        return lent if self.on_device else self.keys.view(np.int64)
 
     @property
     def unsigned(self) -> bool:
         """Whether the keys are uint64, none of which is negative."""
-        return self.keys.dtype == np.dtype(np.uint64)
+        return dtype_of(self.keys) == "uint64"
 
     def __len__(self) -> int:
-        return self.offsets.size - 1
+        return shape_of(self.offsets)[0] - 1
 
     def __repr__(self) -> str:
         weighted = "" if self.weights is None else ", weighted"
-        return f"Ragged({len(self)} bags, {self.nnz} {self.keys.dtype} keys{weighted})"
+        where = " on a GPU" if self.on_device else ""
+        return f"Ragged({len(self)} bags, {self.nnz} {dtype_of(self.keys)} keys{weighted}{where})"
 
 
 def signed(key: int) -> int:

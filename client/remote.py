@@ -56,6 +56,8 @@ _ENVELOPE_BYTES = 4096  # of a message, beside its arrays
 class Remote:
     """A server as a Backend."""
 
+    device = None  # a server's own is not in reach of this process
+
     def __init__(self, target: str, connection: Connection) -> None:
         """Connect. Raises InvalidConfig, ServerUnavailable."""
         self._transport = Transport(target, connection)

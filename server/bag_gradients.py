@@ -7,9 +7,11 @@ import numpy as np
 
 from rockbed.bags import Bags
 from rockbed.config import GroupConfig
+from rockbed.device_arrays import on_device
 from rockbed.parallel import in_parts
 from rockbed.server.bags import CleanBags, clean
 from rockbed.storage import bag_kernels as k
+from rockbed.storage.gpu.devices import Device
 from rockbed.storage.hot import HotTable
 from rockbed.types import F32, I32, I64, U32
 
@@ -103,6 +105,7 @@ class BagGradients:
 class FeatureGradients:
     """The same as a device takes it: the features that the group has in a batch, at least one, as they were sent, and
     for each the array that holds the gradients of its bags, and their first column. dim: theirs; step: of Gradients.
+    Some of the arrays may be the device's.
     """
 
     group: int
@@ -111,9 +114,19 @@ class FeatureGradients:
     dim: int
     step: int | None
 
-    def in_memory(self, config: GroupConfig) -> BagGradients:
-        """The same as memory takes it."""
-        return joined([clean(each, config) for each in self.features], self.given, [], self.dim, self.step)
+    def in_memory(self, config: GroupConfig, device: Device | None) -> BagGradients:
+        """The same as memory takes it. device: whose arrays some may be. Raises what check_arrays raises for those."""
+        features, given = self.features, self.given
+        if device is not None:
+            features = [device.in_memory(each) for each in features]
+            given = [self._down(device, array, column) for array, column in given]
+        return joined([clean(each, config) for each in features], given, [], self.dim, self.step)
+
+    def _down(self, device: Device, array: F32, column: int) -> tuple[F32, int]:
+        if not on_device(array):
+            return array, column
+        with device.queue():
+            return device.down(array[:, column : column + self.dim]), 0
 
 
 @dataclass(frozen=True, slots=True)

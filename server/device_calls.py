@@ -74,14 +74,25 @@ class DeviceCall:
         self.parts = parts
         self.groups = sorted({group.number: group for group, _ in parts}.values(), key=lambda group: group.number)
         self._absent = absent
+        self._checked = [not bags.on_device for _, bags in parts]
         self._known: dict[int, _Known] = {}
         self.created: dict[int, I64] = {}  # by group, the rows of memory that this call has created
-        up = device.launcher.to_device
         with device.queue():
-            self._arrays = [
-                (up(bags.keys), up(bags.offsets), None if bags.weights is None else up(_moderate(bags, bags.weights)))
-                for _, bags in parts
-            ]
+            self._arrays = [self._up(bags) for _, bags in parts]
+
+    def _up(self, bags: Bags) -> tuple[DeviceArray, DeviceArray, DeviceArray | None]:
+        up, weights = self.device.up, bags.weights
+        if weights is not None and not bags.on_device:
+            weights = _moderate(bags, weights)
+        return up(bags.keys), up(bags.offsets), None if weights is None else up(weights)
+
+    def moderate(self, features: Sequence[int]) -> None:
+        """Have features use weights of their own, where the device found those of the caller's arrays far from 1."""
+        for i in features:
+            bags = self.device.in_memory(self.parts[i][1])
+            with self.device.queue():
+                self._arrays[i] = self._up(bags)
+            self._checked[i] = True
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -112,9 +123,10 @@ class DeviceCall:
                     negative=bags.negative,
                     padding_key=group.padding_bits,
                     absent=absent,
+                    checked=checked,
                 )
-                for (group, bags), (keys, offsets, weights), absent in zip(
-                    self.parts, self._arrays, self._absent, strict=True
+                for (group, bags), (keys, offsets, weights), absent, checked in zip(
+                    self.parts, self._arrays, self._absent, self._checked, strict=True
                 )
             ],
         )

@@ -13,7 +13,7 @@ from rockbed.server.group import SPACE_TRIES, Fetched, Group
 from rockbed.server.lookups import admitted
 from rockbed.server.tier import Moved
 from rockbed.storage.gpu.devices import Device
-from rockbed.storage.gpu.fused import Absent
+from rockbed.storage.gpu.fused import Absent, FarWeights
 from rockbed.storage.gpu.launcher import DeviceArray
 from rockbed.storage.hot import NeedSpace
 from rockbed.types import F32, I64, Bool
@@ -57,12 +57,20 @@ def prefetch(engine: "Engine", device: Device, group: Group, keys: I64) -> tuple
     return distinct.size - sum(nowhere), sum(nowhere)
 
 
-def pool(engine: "Engine", device: Device, parts: Sequence[tuple[Group, Bags]], size: int, *, train: bool) -> Results:
-    """The results of features of `size` samples.
+def pool(
+    engine: "Engine",
+    device: Device,
+    parts: Sequence[tuple[Group, Bags]],
+    size: int,
+    *,
+    train: bool,
+    into: Results | None = None,
+) -> Results:
+    """The results of features of `size` samples. into: arrays that they are to fill; None = new ones.
 
     Raises Moved, DeviceOutOfMemory (a group has no room there for so many rows at once), BatchTooLarge.
     """
-    call = _Lookup(engine, device, parts, size, train=train)
+    call = _Lookup(engine, device, parts, size, train=train, into=into)
     call.run()
     return call.pooled, call.sequences
 
@@ -106,20 +114,21 @@ class _Lookup:
         *,
         train: bool,
         counted: bool = True,
+        into: Results | None = None,
     ) -> None:
-        """counted: in the groups' counters."""
+        """counted: in the groups' counters. into: as of `pool`."""
         self._engine, self._parts, self._train, self._counted = engine, parts, train, counted
         self._first = counted
         self._now_ms = engine.now_ms()
         self._call = DeviceCall(device, parts, [_absent_value(group, train=train) for group, _ in parts])
-        width = sum(group.config.dim for group, bags in parts if bags.combiner is not None)
+        self.pooled, self.sequences = into or self._room(device, size)
+
+    def _room(self, device: Device, size: int) -> Results:
+        width = sum(group.config.dim for group, bags in self._parts if bags.combiner is not None)
+        shapes = [(bags.keys.size, group.config.dim) for group, bags in self._parts if bags.combiner is None]
         with device.queue():
-            self.pooled = device.launcher.empty((size, width), np.float32)
-            self.sequences = [
-                device.launcher.empty((bags.keys.size, group.config.dim), np.float32)
-                for group, bags in parts
-                if bags.combiner is None
-            ]
+            empty = device.launcher.empty
+            return empty((size, width), np.float32), [empty(shape, np.float32) for shape in shapes]
 
     def run(self) -> list[Absent]:
         """Fill `pooled` and `sequences`. Returns what has no row, by feature."""
@@ -132,6 +141,8 @@ class _Lookup:
             except _Unread as unread:
                 for group, keys in unread.keys.items():
                     self._call.read(group, keys)
+            except FarWeights as far:
+                self._call.moderate(far.features)
             except NeedSpace as need:
                 tries -= 1
                 if not tries:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rockbed.bags import Bags
+from rockbed.device_arrays import on_device
 from rockbed.requests import Gradients
 from rockbed.server import push
 from rockbed.server.bag_gradients import FeatureGradients
@@ -18,7 +19,7 @@ from rockbed.server.group import Fetched, Group
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import Section
 from rockbed.storage.gpu.devices import Device
-from rockbed.storage.gpu.fused import Absent, RowGradients
+from rockbed.storage.gpu.fused import Absent, FarWeights, RowGradients
 from rockbed.storage.gpu.launcher import DeviceArray
 from rockbed.types import F32, I64, U8, Bool
 
@@ -99,12 +100,8 @@ class Push:
         self._call = DeviceCall(device, parts, [0.0] * len(parts))
         together = [use for use in uses if use.bags.combiner is not None]
         with device.queue():
-            self._pooled = device.launcher.to_device(_side_by_side(together))
-            self._sequences = [
-                device.launcher.to_device(use.array[:, use.column : use.column + use.group.config.dim])
-                for use in uses
-                if use.bags.combiner is None
-            ]
+            self._pooled = _side_by_side(device, together)
+            self._sequences = [device.up(use.array) for use in uses if use.bags.combiner is None]
 
     def read_ahead(self) -> None:
         """Read from disk, before the locks are taken, what the push needs. Raises Moved, UnknownGroup."""
@@ -144,7 +141,12 @@ class Push:
         call = self._call
         batch = call.batch()
         while True:
-            found, absent = batch.gradients(self._pooled, self._sequences)
+            try:
+                found, absent = batch.gradients(self._pooled, self._sequences)
+            except FarWeights as far:
+                call.moderate(far.features)
+                batch = call.batch()
+                continue
             wanted = call.wanted(batch, absent)
             if not wanted:
                 return {each.table.group: each for each in found}, absent
@@ -205,13 +207,16 @@ def _uses(shares: Sequence[tuple[Group, DeviceShare, int]]) -> list[_Use]:
     return uses
 
 
-def _side_by_side(uses: Sequence[_Use]) -> F32:
-    """float32[samples, dims of all]: the array itself where it holds nothing else."""
+def _side_by_side(device: Device, uses: Sequence[_Use]) -> DeviceArray:
+    """On the device, float32[samples, dims of all]: the array itself where it is there and holds nothing else."""
     if not uses:
-        return np.empty((0, 0), np.float32)
+        return device.launcher.empty((0, 0), np.float32)
     if sum(use.group.config.dim for use in uses) == uses[0].array.shape[1]:
-        return uses[0].array
-    return np.concatenate([use.array[:, use.column : use.column + use.group.config.dim] for use in uses], axis=1)
+        return device.up(uses[0].array)
+    parts = [use.array[:, use.column : use.column + use.group.config.dim] for use in uses]
+    if on_device(parts[0]):
+        return device.launcher.side_by_side(parts)
+    return device.launcher.to_device(np.concatenate(parts, axis=1))
 
 
 def _may_be_created(group: Group, fetched: Fetched, counts: I64) -> Bool:

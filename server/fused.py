@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rockbed.bags import Bags, check_bags
+from rockbed.device_arrays import on_device
 from rockbed.errors import DimMismatch
 from rockbed.interrupts import Uninterrupted
 from rockbed.parallel import spread
@@ -53,7 +54,7 @@ def lookup(engine: "Engine", batch: Sequence[Bags], pooled: F32, sequences: Sequ
     if train:
         engine.must_be_writable("look up with train=True (absent keys would get rows); pass train=False")
     groups = [engine.group(each.group) for each in batch]
-    places = _places(batch, groups, size, pooled, sequences)
+    places = places_of(batch, groups, size, pooled, sequences)
     features: dict[int, CleanBags] = {}
     seen: dict[int, Seen] = {}
 
@@ -114,7 +115,7 @@ def apply_gradients(
     size = check_bags(own)
     engine.check_open()
     groups = [engine.group(each.group) for each in own]
-    places = _places(own, groups, size, pooled, sequences)
+    places = places_of(own, groups, size, pooled, sequences)
     by_group: dict[int, list[int]] = {}
     for i, each in enumerate(own):
         by_group.setdefault(each.group, []).append(i)
@@ -133,7 +134,7 @@ def _share(
     step: int | None,
 ) -> BagGradients | FeatureGradients:
     """A group's share of a push. features: those that it has, each with its place in the batch; given: see joined."""
-    if group.tier is not None:
+    if group.tier is not None or any(each.on_device for _, each in features) or any(on_device(at) for at, _ in given):
         return FeatureGradients(group.number, [each for _, each in features], given, group.config.dim, step)
     known = plan.features if plan else {}
     left = [known[i] if i in known else clean(each, group.config) for i, each in features]
@@ -141,7 +142,7 @@ def _share(
     return joined(left, given, seen, group.config.dim, step)
 
 
-def _places(
+def places_of(
     batch: Sequence[Bags], groups: "Sequence[Group]", size: int, pooled: F32, sequences: Sequence[F32]
 ) -> list[tuple[F32, int]]:
     """For each feature the array that holds its results, and their first column there."""

@@ -134,7 +134,7 @@ def split(
         if group.tier is not None and not isinstance(share, BagGradients):
             above.append((group, share, step))
         elif isinstance(share, FeatureGradients):
-            in_memory.append((group, share.in_memory(group.config), step))
+            in_memory.append((group, share.in_memory(group.config, engine.device), step))
         else:
             in_memory.append((group, share, step))
     return in_memory, Push(engine.device, above) if above and engine.device is not None else None

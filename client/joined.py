@@ -20,7 +20,8 @@ class OutputGradient:
     """The gradient of what one fused lookup gave.
 
     pooled: float32[B, D], None where no pooled feature has one. sequences: by name, float32[nnz, dim], of those that
-    have one. A feature without a gradient is left out of the push: its rows see no step, not one with zeros.
+    have one. They may be arrays of the storage's device, as it has borrowed them. A feature without a gradient is left
+    out of the push: its rows see no step, not one with zeros.
     """
 
     out: FusedOutput
@@ -30,6 +31,17 @@ class OutputGradient:
     def whole(self) -> bool:
         """Whether every feature has a gradient."""
         return (self.pooled is not None or self.out.fused.dim == 0) and self.sequences.keys() == set(self.out.sequences)
+
+    def in_memory(self) -> "OutputGradient":
+        """The same with arrays of memory: copies of those that are a device's. Raises what check_arrays raises."""
+        out, device = self.out, self.out.fused.storage.backend.device
+        if device is None:
+            return self
+        batch = [device.in_memory(each) for each in out.batch]
+        with device.queue():
+            pooled = None if self.pooled is None else device.down(self.pooled)
+            sequences = {name: device.down(each) for name, each in self.sequences.items()}
+        return OutputGradient(FusedOutput(out.fused, batch, out.pooled, out.sequences, None), pooled, sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +71,7 @@ def push_together(gradients: Sequence[OutputGradient], request: RequestId | None
 
 def shares_of(gradients: Sequence[OutputGradient]) -> list[Share]:
     """The shares of all features that have a gradient, arrays that another process can have."""
-    return list(_merged(gradients))
+    return list(_merged([each.in_memory() for each in gradients]))
 
 
 def steps_of(gradients: Sequence[OutputGradient]) -> dict[int, int]:

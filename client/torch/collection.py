@@ -5,12 +5,20 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from rockbed.client.feature import Feature
 from rockbed.client.ragged import Ragged
 from rockbed.client.torch.rows import RowModule
-from rockbed.client.torch.tensors import keys_array, offsets_array, weights_array
+from rockbed.client.torch.tensors import (
+    keys_array,
+    lent,
+    must_want_no_gradient,
+    offsets_array,
+    tensor_of,
+    weights_array,
+)
 from rockbed.errors import RockbedError, UnknownName, WrongDtype
 
 
@@ -62,53 +70,65 @@ class EmbeddingCollection(RowModule):
     @torch.compiler.disable
     def forward(self, batch: Any) -> CollectionOutput:
         """batch: by the name of the feature (keys, offsets) or (keys, offsets, weights), tensors on the CPU: int64 or
-        uint64[nnz], int64 or int32[B + 1], float32[nnz]. Or a KeyedJaggedTensor of torchrec.
+        uint64[nnz], int64 or int32[B + 1], float32[nnz]. Or a KeyedJaggedTensor of torchrec. On the GPU where the
+        storage keeps its rows they may be, too: the results are there, then, and nothing is copied (docs/torch.md).
 
         Modes are as of Embedding. Raises what FusedEmbedding.lookup raises.
         """
-        out, tensors = self.look_up(_ragged(batch))
+        out, tensors = self.look_up(_ragged(batch, on_gpu=self.on_gpu))
         left = list(tensors)
-        pooled = left.pop(0) if self.fused.dim else torch.from_numpy(out.pooled).to(self.dtype)
+        pooled = left.pop(0) if self.fused.dim else tensor_of(out.pooled).to(self.dtype)
         return CollectionOutput(pooled, dict(zip(out.sequences, left, strict=True)), self.fused.columns)
 
     def prefetch(self, batch: Any) -> "list[Future[tuple[int, int]]]":
-        """Bring rows from disk into memory, in threads: see PyEmbedding.prefetch_async. batch: as of a call."""
-        given = _ragged(batch)
+        """Bring rows from disk into memory, in threads: see PyEmbedding.prefetch_async. batch: as of a call, on the
+        CPU."""
+        given = _ragged(batch, on_gpu=False)
         return [
             each.embedding.prefetch_async(given[each.name].keys) for each in self.fused.features if each.name in given
         ]
 
 
-def _ragged(batch: Any) -> dict[str, Ragged]:
+def _ragged(batch: Any, *, on_gpu: bool) -> dict[str, Ragged]:
+    # on_gpu: whether tensors there are taken as they are
     if isinstance(batch, Mapping):
-        return {name: _bags(name, value) for name, value in batch.items()}
+        return {name: _bags(name, value, on_gpu) for name, value in batch.items()}
     if all(hasattr(batch, name) for name in ("keys", "values", "offsets", "weights_or_none")):
-        return _of_jagged(batch)
+        return _of_jagged(batch, on_gpu)
     raise WrongDtype(f"a batch is a dict of (keys, offsets) by feature, or a KeyedJaggedTensor, not {type(batch)}")
 
 
-def _bags(name: str, value: Any) -> Ragged:
+def _bags(name: str, value: Any, on_gpu: bool) -> Ragged:
     if not isinstance(value, tuple | list) or len(value) not in (2, 3):
         sent = f"{len(value)} values" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
         raise WrongDtype(f"feature {name!r}: its bags are (keys, offsets) or (keys, offsets, weights), not {sent}")
     keys, offsets, weights = value if len(value) == 3 else (*value, None)
     where = f"feature {name!r}: "
-    arrays = keys_array(where + "keys", keys), offsets_array(where + "offsets", offsets)
+    must_want_no_gradient(where + "weights", weights)
+    arrays = (
+        lent(where + "keys", keys, keys_array, on_gpu=on_gpu),
+        lent(where + "offsets", offsets, offsets_array, on_gpu=on_gpu),
+        lent(where + "weights", weights, weights_array, on_gpu=on_gpu),
+    )
     try:
-        return Ragged(*arrays, weights_array(where + "weights", weights))
+        return Ragged(*arrays)
     except RockbedError as problem:
         raise problem if str(problem).startswith(where) else type(problem)(where + str(problem)) from None
 
 
-def _of_jagged(jagged: Any) -> dict[str, Ragged]:
+def _of_jagged(jagged: Any, on_gpu: bool) -> dict[str, Ragged]:
     """The features of a torchrec KeyedJaggedTensor: one after the other, each with as many bags."""
     names = jagged.keys()
-    values, weights = keys_array("values", jagged.values()), weights_array("weights", jagged.weights_or_none())
-    offsets = offsets_array("offsets", jagged.offsets())
-    bags = (offsets.size - 1) // max(len(names), 1)
+    must_want_no_gradient("weights", jagged.weights_or_none())
+    values = lent("values", jagged.values(), keys_array, on_gpu=on_gpu)
+    weights = lent("weights", jagged.weights_or_none(), weights_array, on_gpu=on_gpu)
+    offsets = lent("offsets", jagged.offsets(), offsets_array, on_gpu=on_gpu)
+    bags = (len(offsets) - 1) // max(len(names), 1)
     batch = {}
     for i, name in enumerate(names):
         own = offsets[i * bags : (i + 1) * bags + 1]
-        part = slice(own[0], own[-1])
-        batch[name] = Ragged(values[part], own - own[0], None if weights is None else weights[part])
+        # of offsets on a GPU torchrec has in memory what is wanted of them here
+        begin, end = own[[0, -1]] if isinstance(own, np.ndarray) else jagged.offset_per_key()[i : i + 2]
+        part = slice(begin, end)
+        batch[name] = Ragged(values[part], own - begin, None if weights is None else weights[part])
     return batch

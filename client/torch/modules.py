@@ -11,7 +11,14 @@ from rockbed.client.feature import Feature
 from rockbed.client.ragged import Ragged
 from rockbed.client.torch.frozen import FrozenEmbedding, FrozenEmbeddingBag, frozen_rows
 from rockbed.client.torch.rows import RowModule
-from rockbed.client.torch.tensors import described, keys_array, offsets_array, weights_array
+from rockbed.client.torch.tensors import (
+    described,
+    keys_array,
+    lent,
+    must_want_no_gradient,
+    offsets_array,
+    weights_array,
+)
 from rockbed.errors import WrongShape
 
 _NAME = "keys"  # of the only feature, in messages
@@ -42,12 +49,13 @@ class Embedding(RowModule):
 
     @torch.compiler.disable
     def forward(self, keys: Any) -> Any:
-        """keys: int64 or uint64, of any shape and values, on the CPU. Returns dtype[*keys.shape, dim].
+        """keys: int64 or uint64, of any shape and values, on the CPU or on the GPU where the storage keeps its rows.
+        Returns dtype[*keys.shape, dim], there.
 
         In train() mode keys that are new get their row; in eval() mode nothing is created, and they give the
         miss_value of the embedding. Raises what FusedEmbedding.lookup raises.
         """
-        _, (rows,) = self.look_up({_NAME: _one_bag(keys)})
+        _, (rows,) = self.look_up({_NAME: _one_bag(keys, on_gpu=self.on_gpu)})
         return rows.reshape(*keys.shape, self.embedding.dim)
 
     def prefetch(self, keys: Any) -> "list[Future[tuple[int, int]]]":
@@ -93,7 +101,8 @@ class EmbeddingBag(RowModule):
     def forward(self, keys: Any, offsets: Any = None, per_sample_weights: Any = None) -> Any:
         """keys: int64 or uint64, [B, L], or [nnz] with offsets int64 or int32[B], where each bag begins. Keys below 0
         are left out (prune_negative), so -1 fills up short bags. per_sample_weights: float32 of the shape of keys,
-        which get no gradient. Returns dtype[B, dim].
+        which get no gradient. All on the CPU, or all on the GPU where the storage keeps its rows. Returns
+        dtype[B, dim], there.
 
         Modes are as of Embedding. Raises what FusedEmbedding.lookup raises.
         """
@@ -110,19 +119,20 @@ class EmbeddingBag(RowModule):
         return FrozenEmbeddingBag(frozen_rows(feature, keys, self.dtype), feature)
 
     def _bags(self, keys: Any, offsets: Any, per_sample_weights: Any) -> Ragged:
-        flat, weights = keys_array("keys", keys), weights_array("per_sample_weights", per_sample_weights)
+        must_want_no_gradient("per_sample_weights", per_sample_weights)
+        flat = lent("keys", keys, keys_array, on_gpu=self.on_gpu)
+        weights = lent("per_sample_weights", per_sample_weights, weights_array, on_gpu=self.on_gpu)
         if weights is not None and weights.shape != flat.shape:
             raise WrongShape(
                 f"per_sample_weights must have the shape of the keys, {described(keys)}, not "
                 f"{described(per_sample_weights)}"
             )
         if flat.ndim == 2 and offsets is None:
-            width = flat.shape[1]
-            starts = np.arange(len(flat) + 1, dtype=np.int64) * width
+            starts = _even_offsets(flat, *flat.shape)
         elif flat.ndim == 1 and offsets is not None:
-            starts = offsets_array("offsets", offsets)
+            starts = lent("offsets", offsets, offsets_array, on_gpu=self.on_gpu)
             if not self.include_last_offset:
-                starts = np.append(starts, flat.size)
+                starts = _with_end(starts, len(flat))
         else:
             raise WrongShape(
                 f"keys must be [B, L] without offsets, or [nnz] with offsets, not {described(keys)} with "
@@ -131,6 +141,19 @@ class EmbeddingBag(RowModule):
         return Ragged(flat.reshape(-1), starts, None if weights is None else weights.reshape(-1))
 
 
-def _one_bag(keys: Any) -> Ragged:
-    flat = keys_array("keys", keys).reshape(-1)
-    return Ragged(flat, np.array([0, flat.size]))
+def _one_bag(keys: Any, *, on_gpu: bool = False) -> Ragged:
+    flat = lent("keys", keys, keys_array, on_gpu=on_gpu).reshape(-1)
+    return Ragged(flat, _even_offsets(flat, 1, len(flat)))
+
+
+def _even_offsets(keys: Any, bags: int, width: int) -> Any:
+    """The offsets of bags of `width` keys each, where the keys are."""
+    if isinstance(keys, np.ndarray):
+        return np.arange(bags + 1, dtype=np.int64) * width
+    return torch.arange(bags + 1, device=keys.device) * width
+
+
+def _with_end(starts: Any, end: int) -> Any:
+    return (
+        np.append(starts, end) if isinstance(starts, np.ndarray) else torch.nn.functional.pad(starts, (0, 1), value=end)
+    )

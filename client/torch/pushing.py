@@ -7,6 +7,7 @@ torch.nn.parallel.DistributedDataParallel waits for the last gradient. A pass th
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -17,7 +18,8 @@ from rockbed.client.joined import OutputGradient, push_together
 from rockbed.client.request_ids import RequestId, checked_request
 from rockbed.client.storage import PyStorage
 from rockbed.client.torch.ranks import is_joined, push_from_one_rank
-from rockbed.client.torch.tensors import gradient_array
+from rockbed.client.torch.tensors import gradient_array, gradient_tensor
+from rockbed.device_arrays import on_device
 from rockbed.errors import InvalidBackward, InvalidConfig, WrongDtype
 
 
@@ -51,17 +53,22 @@ class TrainedLookup:
                 "through both backward passes (retain_graph=True) within rockbed.torch.accumulate(storage)"
             )
         left = list(gradients)
-        scale = self._scale()
         pooled = left.pop(0) if self.out.fused.dim else None
+        named = {name: each for name, each in zip(self.out.sequences, left, strict=True) if each is not None}
+        array = partial(self._array, scale=self._scale())
         return OutputGradient(
             self.out,
-            None if pooled is None else gradient_array(pooled, scale),
-            {
-                name: gradient_array(each, scale)
-                for name, each in zip(self.out.sequences, left, strict=True)
-                if each is not None
-            },
+            None if pooled is None else array("pooled", pooled),
+            {name: array(name, each) for name, each in named.items()},
         )
+
+    def _array(self, name: str, gradient: Any, scale: float) -> Any:
+        if not on_device(self.out.pooled):
+            return gradient_array(gradient, scale)
+        # borrowed here, where torch has set the stream that the gradient is made on
+        device = self.storage.backend.device
+        assert device is not None  # which has made the output
+        return device.borrow(f"the gradient of {name!r}", gradient_tensor(gradient, scale))
 
 
 class Accumulation:

@@ -10,7 +10,7 @@ from rockbed.client.feature import Feature
 from rockbed.client.fused import Batch, FusedEmbedding, FusedOutput
 from rockbed.client.torch.pushing import TrainedLookup, collect, pushes_alone
 from rockbed.client.torch.ranks import begun
-from rockbed.client.torch.tensors import FLOATS
+from rockbed.client.torch.tensors import FLOATS, tensor_of
 from rockbed.config import number_problems
 from rockbed.errors import GroupConflict, InvalidConfig
 
@@ -82,11 +82,16 @@ class RowModule(nn.Module):
         keep = self._keep and train and wanted and pushes_alone(self.fused.storage)
         out = self.fused.lookup(batch, train=train, keep=keep)
         arrays = ([out.pooled] if self.fused.dim else []) + list(out.sequences.values())
-        tensors = [torch.from_numpy(each).to(self.dtype) for each in arrays]
+        tensors = [tensor_of(each).to(self.dtype) for each in arrays]
         if not wanted:
             return out, tensors
         frozen = None if train else "it was looked up in eval() mode: call train(), or make the module trainable=False"
         return out, trained(out, tensors, self.gradient_scale, frozen)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether tensors on a GPU are taken: that one on which the storage keeps its rows."""
+        return self.fused.storage.backend.device is not None
 
     def gradient_scale(self) -> float:
         """What gradients are multiplied by now. Raises InvalidConfig."""

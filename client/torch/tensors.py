@@ -1,10 +1,12 @@
-"""Tensors that come in, as arrays."""
+"""Tensors that come in, as arrays; those on a GPU as they are, where the rows are there too."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+from rockbed.device_arrays import on_device
 from rockbed.errors import InvalidConfig, WrongDtype, WrongShape
 from rockbed.types import F32, I64, U64, AnyArray
 
@@ -17,6 +19,19 @@ def described(value: Any) -> str:
     if not isinstance(value, torch.Tensor):
         return f"a {type(value).__name__}"
     return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)} on {value.device}"
+
+
+def lent(name: str, tensor: Any, as_array: Callable[[str, Any], Any], *, on_gpu: bool) -> Any:
+    """A tensor on a GPU without its history, to be read where it is, if `on_gpu` says that this can be; for every other
+    one what `as_array` gives."""
+    if not (on_gpu and isinstance(tensor, torch.Tensor) and on_device(tensor)):
+        return as_array(name, tensor)
+    return tensor.detach()
+
+
+def tensor_of(array: Any) -> Any:
+    """A tensor with the memory of an array, of a GPU's too."""
+    return torch.from_dlpack(array) if on_device(array) else torch.from_numpy(array)
 
 
 def keys_array(name: str, keys: Any) -> I64 | U64:
@@ -54,9 +69,14 @@ def weights_array(name: str, weights: Any) -> F32 | None:
     """float32 of any shape. Raises WrongDtype, InvalidConfig for weights that want a gradient: they would get none."""
     if weights is None:
         return None
+    must_want_no_gradient(name, weights)
+    return _array(name, weights, (torch.float32,), "use weights.float()").copy()
+
+
+def must_want_no_gradient(name: str, weights: Any) -> None:
+    """Raise InvalidConfig for weights that want a gradient."""
     if isinstance(weights, torch.Tensor) and weights.requires_grad:
         raise InvalidConfig(f"{name} require a gradient, and the weights of keys get none: pass weights.detach()")
-    return _array(name, weights, (torch.float32,), "use weights.float()").copy()
 
 
 def gradient_array(gradient: Any, scale: float) -> F32:
@@ -64,6 +84,12 @@ def gradient_array(gradient: Any, scale: float) -> F32:
     floats = gradient.detach().to(device="cpu", dtype=torch.float32)
     array: F32 = np.ascontiguousarray(floats.numpy())
     return array if scale == 1.0 else array * np.float32(scale)
+
+
+def gradient_tensor(gradient: Any, scale: float) -> Any:
+    """As gradient_array, left where it is: copied only if its dtype, its layout or `scale` ask for it."""
+    floats = gradient.detach().to(torch.float32).contiguous()
+    return floats if scale == 1.0 else floats * scale
 
 
 def _array(name: str, tensor: Any, dtypes: tuple[Any, ...], advice: str) -> AnyArray:

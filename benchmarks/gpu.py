@@ -6,8 +6,8 @@ All rows are resident, each feature has a table of its own, keys are drawn evenl
 a row read it once from memory: for a lookup, the weights of all uses and the results; for a training step those, the
 results' gradients once, and each distinct row, with its state, read and written. Probes, keys and the sort are not
 counted. A copy counts what it reads and what it writes. Times are those of the GPU (events), medians of the repeats;
-the last column is the whole call, from Python and back. Then the same work through a store with a device, whose keys,
-results and gradients are numpy arrays, and whose pushes are durable.
+the last column is the whole call, from Python and back. Then the same work through a store with a device, whose pushes
+are durable: keys, results and gradients are numpy arrays, and then arrays of the device.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def prepare(launcher: Launcher, sizes: Sizes, dim: int, optimizer: str = "rowwis
 
 @dataclass
 class Store:
-    """The same work through an open store, whose batches and results are numpy arrays."""
+    """The same work through an open store."""
 
     storage: PyStorage
     fused: FusedEmbedding
@@ -155,6 +155,14 @@ class Store:
         grads = rng.normal(size=(sizes.samples, sizes.features * dim)).astype(np.float32)
         return cls(storage, FusedEmbedding(features), batch, grads)
 
+    def on_device(self) -> "Store":
+        """The same with keys, offsets and gradients in the device's memory."""
+        device = self.storage.backend.device
+        assert device is not None
+        with device.queue():
+            batch = {name: Ragged(device.up(bags.keys), device.up(bags.offsets)) for name, bags in self.batch.items()}
+            return replace(self, batch=batch, grads=device.up(self.grads))
+
     def lookup(self) -> FusedOutput:
         """One pooled lookup of all features."""
         return self.fused.lookup(self.batch)
@@ -169,8 +177,9 @@ def store_lines(sizes: Sizes, dim: int, repeats: int) -> Iterator[tuple[str, flo
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(Path(folder) / "store", sizes, dim)
         with store.storage:
-            yield "pooled lookup through a store", timed(store.lookup, repeats)[1]
-            yield "lookup and push through a store", timed(store.train, repeats)[1]
+            for each, arrays in ((store, "numpy arrays"), (store.on_device(), "device arrays")):
+                yield f"pooled lookup through a store, {arrays}", timed(each.lookup, repeats)[1]
+                yield f"lookup and push through a store, {arrays}", timed(each.train, repeats)[1]
 
 
 def timed(call: Callable[[], object], repeats: int) -> tuple[float, float]:

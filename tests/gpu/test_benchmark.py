@@ -49,3 +49,7 @@ def test_what_it_measures_through_a_store_is_the_same_work(
         store.train()
         figures = store.storage.stats()["groups"][0]
         assert figures["device_rows"] == figures["updates"] == np.unique(store.batch["0"].keys).size
+        before, there = store.lookup().pooled, store.on_device()
+        np.testing.assert_array_equal(launcher.to_host(there.lookup().pooled), before)
+        there.train()
+        assert store.storage.stats()["groups"][0]["updates"] == 2 * figures["updates"]

@@ -3,7 +3,9 @@
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -51,7 +53,8 @@ _audit = logging.getLogger("rockbed.audit")
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
-    """Groups, sizes, shrinking, copies. Every call that changes something leaves a line in the log "rockbed.audit"."""
+    """Groups, sizes, shrinking, copies. Every call that changes something leaves two lines in the log "rockbed.audit":
+    what is about to be done, and how it ended."""
 
     def __init__(
         self,
@@ -88,34 +91,37 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             config = _config_of(request.config_json)
             if request.by_name and config.name is None:
                 raise InvalidConfig("CreateGroup by name, and config_json has no name: give one, or a number")
-            may = partial(self._may_open, context)
-            group = grouping.open_group(self._serving.engine, config, by_name=request.by_name, may=may)
+            with ExitStack() as audit:
+                may = partial(self._may_open, context, audit)
+                group = grouping.open_group(self._serving.engine, config, by_name=request.by_name, may=may)
             return _group_message(group)
 
-    def _may_open(self, context: grpc.ServicerContext, stored: GroupConfig | None, asked: GroupConfig) -> None:
+    def _may_open(
+        self, context: grpc.ServicerContext, audit: ExitStack, stored: GroupConfig | None, asked: GroupConfig
+    ) -> None:
         caller = self._caller(context, asked.group)
         if stored is None:
             caller.must_be(Role.TRAIN, f"create group {asked.group}")
-            self._say(context, "create %s", called(asked))
+            audit.enter_context(self._audited(context, "create %s", called(asked)))
         elif stored != asked:
             must_fit_stored(stored, asked)
             caller.must_be(Role.ADMIN, f"change the settings of group {asked.group}, as opening it so would")
-            self._say(context, "change %s by opening it", called(asked))
+            audit.enter_context(self._audited(context, "change %s by opening it", called(asked)))
 
     def AlterGroup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             config = _config_of(request.config_json)
             self._caller(context, config.group)
-            self._say(context, "alter group %d", config.group)
-            return _group_message(self._serving.engine.alter_group(config))
+            with self._audited(context, "alter group %d", config.group):
+                return _group_message(self._serving.engine.alter_group(config))
 
     def DropGroup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             if not request.HasField("group"):
                 raise InvalidConfig("DropGroup without a group: say which")
             self._caller(context, request.group)
-            self._say(context, "drop group %d", request.group)
-            return pb.DropGroupResponse(rows=dropping.drop_group(self._serving.engine, request.group))
+            with self._audited(context, "drop group %d", request.group):
+                return pb.DropGroupResponse(rows=dropping.drop_group(self._serving.engine, request.group))
 
     def ListGroups(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
@@ -141,9 +147,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             rows = sent_rows(self._serving.engine.group(request.group), request)
             if request.mode not in ("", *PUT_MODES):
                 raise InvalidConfig(f"mode is {request.mode[:40]!r}, not one of {', '.join(map(repr, PUT_MODES))}")
-            self._say(context, "put %d rows into group %d (%s)", rows.keys.size, request.group, request.mode)
-            stored = putting.put(self._serving.engine, request.group, rows, mode=request.mode or "replace")
-            return pb.PutRowsResponse(rows=stored)
+            with self._audited(context, "put %d rows into group %d (%s)", rows.keys.size, request.group, request.mode):
+                stored = putting.put(self._serving.engine, request.group, rows, mode=request.mode or "replace")
+                return pb.PutRowsResponse(rows=stored)
 
     # --- sizes ---
 
@@ -167,32 +173,32 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             given = _given(request, "group", "max_age_s", "min_count", "min_norm", "min_step")
             options = ShrinkOptions(**given, returned=request.returned, dry_run=request.dry_run)
             self._caller(context, options.group, "shrink")
-            self._say(context, "shrink %s", options)
 
             def work(progress: Progress) -> ShrinkReport:
                 return shrinking.shrink(self._serving.engine, options, progress)
 
-            yield from told(context, pb.ShrinkProgress, work)
+            with self._audited(context, "shrink %s", options):
+                yield from told(context, pb.ShrinkProgress, work)
 
     def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             self._caller(context, None, "check")
-            self._say(context, "check")
-            return pb.CheckResponse(report_json=json.dumps(asdict(checking.check(self._serving.engine))))
+            with self._audited(context, "check"):
+                return pb.CheckResponse(report_json=json.dumps(asdict(checking.check(self._serving.engine))))
 
     def Flush(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             self._caller(context, None, "flush")
-            self._say(context, "flush")
-            self._serving.engine.flush()
-            return pb.FlushResponse()
+            with self._audited(context, "flush"):
+                self._serving.engine.flush()
+                return pb.FlushResponse()
 
     def Compact(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             self._caller(context, None, "compact")
-            self._say(context, "compact")
-            self._serving.engine.compact()
-            return pb.CompactResponse()
+            with self._audited(context, "compact"):
+                self._serving.engine.compact()
+                return pb.CompactResponse()
 
     # --- copies ---
 
@@ -200,16 +206,16 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
         with answered(context):
             self._caller(context, None, "write a checkpoint")
             path = _within(self._checkpoints, request.name, "checkpoint")
-            self._say(context, "checkpoint %s", request.name)
-            checkpointing.checkpoint(self._serving.engine, path)
-            return pb.CheckpointResponse()
+            with self._audited(context, "checkpoint %s", request.name):
+                checkpointing.checkpoint(self._serving.engine, path)
+                return pb.CheckpointResponse()
 
     def Restore(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
             self._caller(context, None, "restore a checkpoint")
             path = _within(self._checkpoints, request.name, "checkpoint")
-            self._say(context, "restore %s", request.name)
-            return pb.RestoreResponse(kept=self._serving.restore(path).name)
+            with self._audited(context, "restore %s", request.name):
+                return pb.RestoreResponse(kept=self._serving.restore(path).name)
 
     def Dump(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
@@ -217,8 +223,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             group = condition.get("group")
             self._caller(context, group if isinstance(group, int) else None, "dump every group")
             path = _within(self._exports, request.name, "dump")
-            self._say(context, "dump %s", request.name)
-            return pb.DumpResponse(rows=dumping.dump(self._serving.engine, path, condition))
+            with self._audited(context, "dump %s", request.name):
+                return pb.DumpResponse(rows=dumping.dump(self._serving.engine, path, condition))
 
     def Export(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         with answered(context):
@@ -232,9 +238,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
                 since=str(_within(self._exports, request.since, "export")) if request.HasField("since") else None,
                 **_given(request, "max_age_s", "min_count", "min_norm", "min_abs", "cutoff"),
             )
-            self._say(context, "export %s, %s", request.name, options)
-            engine = self._serving.engine
-            yield from told(context, pb.ExportProgress, partial(exporting.export, engine, path, options))
+            with self._audited(context, "export %s, %s", request.name, options):
+                engine = self._serving.engine
+                yield from told(context, pb.ExportProgress, partial(exporting.export, engine, path, options))
 
     def Import(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         with answered(context):
@@ -248,9 +254,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
                 slots_to=request.slots_to if request.HasField("slots_to") else SLOTS,
                 dry_run=request.dry_run,
             )
-            self._say(context, "import %s, %s", request.name, options)
-            engine = self._serving.engine
-            yield from told(context, pb.ImportProgress, partial(importing.import_, engine, path, options))
+            with self._audited(context, "import %s, %s", request.name, options):
+                engine = self._serving.engine
+                yield from told(context, pb.ImportProgress, partial(importing.import_, engine, path, options))
 
     def _caller(self, context: grpc.ServicerContext, group: int | None, doing: str = "") -> Principal:
         """Who calls. Raises PermissionDenied where the group, or without one the whole store, is not the caller's."""
@@ -271,6 +277,21 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
     def _say(self, context: grpc.ServicerContext, what: str, *values: object) -> None:
         client = dict(context.invocation_metadata()).get(CLIENT_KEY, "-")
         _audit.info("%s %s %s: " + what, context.peer(), self._access.caller(context).name, client, *values)
+
+    @contextmanager
+    def _audited(self, context: grpc.ServicerContext, what: str, *values: object) -> Iterator[None]:
+        """Say what is about to be done, and then how it ended."""
+        self._say(context, what, *values)
+        began = time.monotonic()
+        try:
+            yield
+        except GeneratorExit:
+            self._say(context, what + ": given up, the caller is gone", *values)
+            raise
+        except Exception as error:
+            self._say(context, what + ": failed: %s: %s", *values, type(error).__name__, error)
+            raise
+        self._say(context, what + ": done in %.3f s", *values, time.monotonic() - began)
 
 
 def _given(request: Any, *names: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rockbed._version import __version__
+from rockbed.config import GROUPS
 from rockbed.errors import InvalidConfig
 from rockbed.server.cli_errors import errors_said
 from rockbed.server.daemon_settings import Effective, Settings, load
@@ -147,10 +148,13 @@ def _tracing(wanted: bool) -> "Iterator[list[Observer]]":
 def token(
     name: Annotated[str, typer.Argument(help="Stands in the server's log.")],
     role: Annotated[str, typer.Option(help="read, train or admin.")] = "train",
+    group: Annotated[
+        list[int] | None, typer.Option(min=0, max=GROUPS - 1, help="One that it may use, by number; several times.")
+    ] = None,
 ) -> None:
     """Make a token: the secret for the client, and the lines for the server's file of tokens, which do not hold it.
 
-    Example: rockbed token trainers --role train
+    Without --group it reaches all groups. Example: rockbed token ranking --role read --group 1 --group 2
     """
     from rockbed.server.access import Role
 
@@ -161,4 +165,6 @@ def token(
     secret = secrets.token_urlsafe(32)
     typer.echo(f"secret, for the client: {secret}", err=True)
     typer.echo(f'[[token]]\nname = "{name}"\nrole = "{role}"')
+    if group:
+        typer.echo(f"groups = {sorted(set(group))}")
     typer.echo(f'sha256 = "{hashlib.sha256(secret.encode()).hexdigest()}"')

@@ -257,6 +257,30 @@ def test_a_refusal_of_an_operator_leaves_a_line_with_who_asked(
     assert any("ipv4:127.0.0.1" in line and "nobody: refused Flush: the server wants a token" in line for line in lines)
 
 
+def test_what_an_operator_does_leaves_a_line_before_and_one_with_how_it_ended(
+    target: str, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rockbed.audit")
+    storage = connect(target, token=SECRETS["admin"], client_id="shell")
+    embedding(storage, group=2).lookup(keys_of(3))
+    storage.shrink(group=2, min_count=1)
+    storage.drop_group(2)
+    with pytest.raises(UnknownGroup):
+        storage.drop_group(2)
+
+    def lines() -> list[str]:
+        said = [record.getMessage() for record in caplog.records if record.name == "rockbed.audit"]
+        return [line.partition(" shell: ")[2] for line in said]
+
+    until(lambda: len(lines()) == 8)  # a stream's last one comes after its answer
+    asked, ended = lines()[::2], lines()[1::2]
+    assert [line.split()[0] for line in asked] == ["create", "shrink", "drop", "drop"]
+    for before, after, outcome in zip(
+        asked, ended, ["done in", "done in", "done in", "failed: UnknownGroup"], strict=True
+    ):
+        assert after.startswith(f"{before}: {outcome}")
+
+
 def test_open_reflection_streams_are_bounded(server: Server) -> None:
     target = server.start()
     method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"

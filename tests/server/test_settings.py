@@ -125,8 +125,22 @@ def test_a_token_is_made_that_the_server_takes(tmp_path: Path) -> None:
     found = Tokens(file).find(secret)
     assert found is not None
     assert (found.name, found.role) == ("trainers", Role.TRAIN)
+    assert found.groups is None
     assert secret not in made.stdout
     assert CliRunner().invoke(app, ["token", "x", "--role", "root"]).exit_code == 1
+
+
+def test_a_token_is_made_for_groups(tmp_path: Path) -> None:
+    from rockbed.server.access import Tokens
+
+    made = CliRunner().invoke(app, ["token", "ranking", "--role", "read", "--group", "7", "--group", "1"])
+    file = tmp_path / "tokens.toml"
+    file.write_text(made.stdout)
+    file.chmod(0o600)
+    found = Tokens(file).find(made.stderr.rpartition(": ")[2].strip())
+    assert found is not None
+    assert found.groups == frozenset({1, 7})
+    assert CliRunner().invoke(app, ["token", "x", "--group", "65536"]).exit_code == 2
 
 
 def test_a_line_of_the_json_log_has_what_was_said() -> None:

@@ -32,8 +32,7 @@ demo: $(VENV)/.demo ## Train on 336,776 real flights, alone and as two through a
 
 .PHONY: test
 test: lint ## Lint, types and every test
-	$(BIN)/python -m pytest -n $(JOBS) --hypothesis-profile=repeatable -m "not slow" $(ARGS)
-	$(BIN)/python -m pytest -n $(JOBS) --hypothesis-profile=repeatable -m slow $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --hypothesis-profile=repeatable $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.bench ## Benchmarks beside np.take, torch and damo-embedding: table and plot

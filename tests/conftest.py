@@ -37,7 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what cannot run here, with the reason and the remedy; -ra prints them at the end."""
+    """Begin with the slow tests, so that no process ends with one alone. Skip what cannot run here, with the reason and
+    the remedy; -ra prints them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     wanted = {name for item in items for name in ("gpu", "torch") if item.get_closest_marker(name)}
     reasons = {}
     if "torch" in wanted and importlib.util.find_spec("torch") is None:

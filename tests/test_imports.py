@@ -1,5 +1,6 @@
 """`import rockbed` is cheap, imports point down, and what is public is documented."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -223,3 +224,18 @@ def test_no_file_has_outgrown_one_subject() -> None:
         if lines > LINES_MAX["tests" if path.parts[0] == "tests" else "code"] and str(path) not in LONG_FILES_ALLOWED:
             too_long.append(f"{path}: {lines} lines")
     assert not too_long, f"split, or give the reason in LONG_FILES_ALLOWED: {sorted(too_long)}"
+
+
+def _needs_torch(statement: ast.stmt) -> bool:
+    if not isinstance(statement, ast.Import | ast.ImportFrom):
+        return False
+    names = [name for _, name in imports("tests", ast.unparse(statement))]
+    return any(name.split(".")[0] == "torch" or name.startswith(("rockbed.torch", "tests.torch.")) for name in names)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda file: file.name)
+def test_a_test_file_that_needs_torch_is_skipped_without_it(file: Path) -> None:
+    for statement in ast.parse(file.read_text()).body:
+        if 'importorskip("torch"' in ast.unparse(statement).replace("'", '"'):
+            break
+        assert not _needs_torch(statement), f"line {statement.lineno}: pytest.importorskip('torch') belongs above it"

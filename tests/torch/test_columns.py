@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-import torch
 
-import rockbed.torch
-from rockbed import InvalidBackward, InvalidConfig, PyStorage, WrongDtype
-from rockbed import feature_column as fc
-from tests.api.helpers import keys_of, sgd, zeros
+torch = pytest.importorskip("torch", reason="torch is not installed: `make test` installs it")
+
+import rockbed.torch  # noqa: E402
+from rockbed import InvalidBackward, InvalidConfig, PyStorage, WrongDtype  # noqa: E402
+from rockbed import feature_column as fc  # noqa: E402
+from tests.api.helpers import keys_of, sgd, zeros  # noqa: E402
 
 SGD = sgd(1.0)
 PLAIN = fc.embedding_column(fc.categorical_column_with_embedding("a"), 2, initializer=zeros())

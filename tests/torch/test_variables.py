@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-import rockbed.torch
-from rockbed import (
+torch = pytest.importorskip("torch", reason="torch is not installed: `make test` installs it")
+
+import rockbed.torch  # noqa: E402
+from rockbed import (  # noqa: E402
     InvalidBackward,
     InvalidConfig,
     KvVariable,
@@ -19,8 +20,8 @@ from rockbed import (
     embedding_lookup_sparse,
     safe_embedding_lookup_sparse,
 )
-from tests.api.helpers import OpenStorage, ones
-from tests.api.variables import initial, storages, variable
+from tests.api.helpers import OpenStorage, ones  # noqa: E402
+from tests.api.variables import initial, storages, variable  # noqa: E402
 
 both = pytest.mark.parametrize("count", [1, 2])
 

@@ -131,6 +131,8 @@ class EmbeddingBag(RowModule):
             starts = _even_offsets(flat, *flat.shape)
         elif flat.ndim == 1 and offsets is not None:
             starts = lent("offsets", offsets, offsets_array, on_gpu=self.on_gpu)
+            if starts.ndim != 1:
+                raise WrongShape(f"offsets must have one axis, not {described(offsets)}")
             if not self.include_last_offset:
                 starts = _with_end(starts, len(flat))
         else:

@@ -25,13 +25,16 @@ from rockbed.errors import InvalidBackward, InvalidConfig, WrongDtype
 
 class TrainedLookup:
     """A lookup whose gradient is pushed once. scale: of its gradient, asked for when that is there. frozen: why it is
-    not to be trained, None if it is."""
+    not to be trained, None if it is. lent: tensors of its batch that were not copied, and that the push reads again."""
 
-    def __init__(self, out: FusedOutput, scale: Callable[[], float], frozen: str | None) -> None:
+    def __init__(
+        self, out: FusedOutput, scale: Callable[[], float], frozen: str | None, lent: Sequence[Any] = ()
+    ) -> None:
         self.out = out
         self.pushed = False
         self._scale = scale
         self._frozen = frozen
+        self._lent = [(each, each._version) for each in lent if not each.is_inference()]  # those have no version
 
     @property
     def storage(self) -> PyStorage:
@@ -62,6 +65,15 @@ class TrainedLookup:
             {name: array(name, each) for name, each in named.items()},
         )
 
+    def must_have_its_batch(self) -> None:
+        """Raise InvalidBackward if torch knows of a change of the batch since the lookup."""
+        if any(each._version != version for each, version in self._lent):
+            raise InvalidBackward(
+                f"a tensor of the batch of {self.out!r} was changed in place before its gradient was pushed, which "
+                "would go to other rows. Nothing was pushed: change it after backward() (within an accumulate, after "
+                "that), or give the module a clone()"
+            )
+
     def _array(self, name: str, gradient: Any, scale: float) -> Any:
         if not on_device(self.out.pooled):
             return gradient_array(gradient, scale)
@@ -90,7 +102,10 @@ class Accumulation:
         self._gradients += other._gradients
 
     def push(self, storage: PyStorage, request: RequestId | None = None) -> None:
-        """Push what was collected, all or nothing. With a request also where that is nothing: the step is done."""
+        """Push what was collected, all or nothing. With a request also where that is nothing: the step is done.
+        Raises InvalidBackward, and what FusedEmbedding.apply_gradients raises."""
+        for each in self._lookups:
+            each.must_have_its_batch()
         if is_joined(storage):
             self.applied = push_from_one_rank(storage, self._gradients, request)
         elif self._gradients:

@@ -1,13 +1,15 @@
 """What the modules have in common: a lookup that torch can go back through."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from rockbed.client.arrays import is_tensor
 from rockbed.client.feature import Feature
-from rockbed.client.fused import Batch, FusedEmbedding, FusedOutput
+from rockbed.client.fused import FusedEmbedding, FusedOutput
+from rockbed.client.ragged import Ragged
 from rockbed.client.torch.pushing import TrainedLookup, collect, pushes_alone
 from rockbed.client.torch.ranks import begun
 from rockbed.client.torch.tensors import FLOATS, tensor_of
@@ -33,12 +35,15 @@ class _Lookup(torch.autograd.Function):
         return None, None, None
 
 
-def trained(out: FusedOutput, tensors: list[Any], scale: Callable[[], float], frozen: str | None) -> list[Any]:
+def trained(
+    out: FusedOutput, tensors: list[Any], scale: Callable[[], float], frozen: str | None, lent: Sequence[Any] = ()
+) -> list[Any]:
     """The tensors of a lookup, `pooled` if any feature is and the sequences, with gradients that are pushed.
 
-    scale: of the gradients, asked for when they are there. frozen: why there is to be no push, if so.
+    scale: of the gradients, asked for when they are there. frozen: why there is to be no push, if so. lent: tensors of
+    the batch that may not change before.
     """
-    lookup = TrainedLookup(out, scale, frozen)
+    lookup = TrainedLookup(out, scale, frozen, lent)
     return list(_Lookup.apply(torch.empty(0, requires_grad=True), lookup, tensors))
 
 
@@ -75,7 +80,7 @@ class RowModule(nn.Module):
         self.trainable = trainable
         self._keep = keep
 
-    def look_up(self, batch: Batch) -> tuple[FusedOutput, list[Any]]:
+    def look_up(self, batch: Mapping[str, Ragged]) -> tuple[FusedOutput, list[Any]]:
         """The output of a lookup, and its tensors: `pooled`, if any feature is, and the sequences."""
         train = self.training and self.trainable
         wanted = self.trainable and torch.is_grad_enabled()
@@ -86,7 +91,8 @@ class RowModule(nn.Module):
         if not wanted:
             return out, tensors
         frozen = None if train else "it was looked up in eval() mode: call train(), or make the module trainable=False"
-        return out, trained(out, tensors, self.gradient_scale, frozen)
+        sent = [array for each in batch.values() for array in (each.keys, each.offsets, each.weights)]
+        return out, trained(out, tensors, self.gradient_scale, frozen, [each for each in sent if is_tensor(each)])
 
     @property
     def on_gpu(self) -> bool:

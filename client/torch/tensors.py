@@ -23,10 +23,10 @@ def described(value: Any) -> str:
 
 def lent(name: str, tensor: Any, as_array: Callable[[str, Any], Any], *, on_gpu: bool) -> Any:
     """A tensor on a GPU without its history, to be read where it is, if `on_gpu` says that this can be; for every other
-    one what `as_array` gives."""
+    one what `as_array` gives. Copied only where it is not contiguous."""
     if not (on_gpu and isinstance(tensor, torch.Tensor) and on_device(tensor)):
         return as_array(name, tensor)
-    return tensor.detach()
+    return tensor.detach().contiguous()
 
 
 def tensor_of(array: Any) -> Any:

@@ -210,5 +210,50 @@ def test_what_modules_refuse_they_refuse_of_tensors_on_a_gpu(open_storage: Open,
         module({**batch(), "a": (keys.float(), offsets)})
     with pytest.raises(WrongShape, match=r"feature 'a': offsets run from 0 to 3, with 4 keys"):
         module({**batch(), "a": (keys, torch.tensor([0, 1, 3]))})
+    with pytest.raises(WrongShape, match=r"offsets must have one axis, not int64\[\] on"):
+        bag(keys, torch.tensor(0))
     with pytest.raises(WrongShape, match="per_sample_weights must have the shape of the keys"):
         bag(keys.reshape(2, 2), None, torch.ones(4))
+
+
+def test_keys_that_are_not_contiguous_are_copied(open_storage: Open, elsewhere: Callable[[], None]) -> None:
+    stores, found = both(open_storage), []
+    for storage in reversed(stores):
+        bag, one = rockbed.torch.EmbeddingBag(table(storage), "mean"), rockbed.torch.Embedding(table(storage))
+        if storage is stores[0]:
+            elsewhere()
+        ids = torch.tensor([[1, 2], [3, 4], [5, 6]])  # samples x features
+        outs = [one(ids[:, 0]), bag(ids[:, 1], torch.tensor([0, 9, 1])[::2], torch.ones(3, 2)[:, 0])]
+        sum(out.sum() for out in outs).backward()
+        found.append([out.tolist() for out in outs])
+    assert found[0] == found[1]
+    assert_equal(rows_of(storage) for storage in stores)
+
+
+def test_a_batch_that_is_changed_before_its_push_is_found_out(
+    open_storage: Open, elsewhere: Callable[[], None]
+) -> None:
+    storage = open_storage()
+    module = rockbed.torch.Embedding(table(storage))
+    elsewhere()
+    keys = torch.tensor([1, 2])
+    out = module(keys)
+    keys.copy_(torch.tensor([5, 6]))
+    with pytest.raises(InvalidBackward, match=r"changed in place before .*Nothing was pushed"):
+        out.sum().backward()
+
+    def reuse_tensor() -> None:
+        with rockbed.torch.accumulate(storage):
+            module(keys).sum().backward()
+            keys.add_(1)
+
+    with pytest.raises(InvalidBackward, match="changed in place"):
+        reuse_tensor()
+    assert not storage.get_rows(1, keys_of(1, 2, 5, 6)).update_num.any()
+    module(keys).sum().backward()
+    keys.zero_()  # it is over
+    assert storage.get_rows(1, keys_of(6, 7)).update_num.tolist() == [1, 1]
+    with torch.inference_mode():
+        keys = torch.tensor([6, 7])  # torch counts no changes of such
+    module(keys).sum().backward()
+    assert storage.get_rows(1, keys_of(6, 7)).update_num.tolist() == [2, 2]

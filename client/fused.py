@@ -210,7 +210,7 @@ class FusedEmbedding:
         size = check_bags(shares)
         if borrower is None:
             return partial(self._looked_up, shares, size, np.empty, train=train, keep=keep)
-        return partial(borrower.call, partial(self._looked_up, shares, size, borrower.empty, train=train, keep=keep))
+        return partial(borrower.look_up, partial(self._looked_up, shares, size, borrower.empty, train=train, keep=keep))
 
     def _looked_up(
         self, shares: list[Bags], size: int, empty: Callable[..., F32], *, train: bool, keep: bool | None
@@ -270,7 +270,7 @@ class FusedEmbedding:
                     pass  # it was kept for a short time only: the batch goes along
             return backend.fused_apply_gradients(shares, None, pooled, rest, steps, asked)
 
-        return send if borrower is None else partial(borrower.call, send)
+        return send if borrower is None else partial(borrower.push, send)
 
     def _sequence_gradients(self, given: Mapping[str, F32]) -> Mapping[str, F32]:
         """The gradients of all sequences, by name, and of nothing else."""

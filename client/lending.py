@@ -1,5 +1,6 @@
 """Arrays of a GPU that callers lend for a fused call: checked, and handed to the storage's device."""
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,7 +10,7 @@ from numpy.typing import DTypeLike
 
 from rockbed.bags import KEYS_MAX, Bags, check_sizes
 from rockbed.client.arrays import checked_floats
-from rockbed.device_arrays import described, dtype_of, on_device, shape_of
+from rockbed.device_arrays import Stream, described, dtype_of, on_device, shape_of
 from rockbed.errors import BatchTooLarge, InvalidConfig, WrongDtype, WrongShape
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rockbed.storage.gpu.devices import Device
 
 _Result = TypeVar("_Result")
+_log = logging.getLogger("rockbed")
 
 
 def check_lent(keys: Any, offsets: Any, weights: Any) -> None:
@@ -64,7 +66,7 @@ class Borrower:
     """
 
     device: "Device"
-    streams: tuple[int, ...]
+    streams: tuple[Stream, ...]
 
     @classmethod
     def for_call(cls, storage: "PyStorage", arrays: Iterable[tuple[str, Any]], stream: Any) -> "Borrower | None":
@@ -73,10 +75,10 @@ class Borrower:
         stream: the caller's, as fused calls take it. Raises WrongDtype where the storage takes no arrays of a GPU, or
         stream is none; InvalidConfig where there is one and no such array.
         """
-        handle = _handle_of(stream)
+        given = _stream_of(stream)
         sent = next((f"{name}: {described(array)}" for name, array in arrays if on_device(array)), None)
         if sent is None:
-            if handle is not None:
+            if given is not None:
                 raise InvalidConfig("stream is for arrays of a GPU, and none of this call's is one: leave it out")
             return None
         device = storage.backend.device
@@ -85,7 +87,7 @@ class Borrower:
                 f"{sent} was sent, and {storage!r} keeps no rows on a GPU of this process: send numpy arrays "
                 "(cupy.asnumpy(array), tensor.cpu().numpy()), or open a directory with device='cuda:0'"
             )
-        return cls(device, device.follow(handle))
+        return cls(device, device.follow(given))
 
     def bags(self, bags: Bags) -> Bags:
         """The same, its arrays the device's own where they are a GPU's. Raises WrongDtype, WrongShape."""
@@ -115,22 +117,34 @@ class Borrower:
         with self.device.queue():
             return self.device.launcher.empty(shape, dtype)
 
-    def call(self, work: Callable[[], _Result]) -> _Result:
-        """What the call does, in whatever thread."""
+    def look_up(self, work: Callable[[], _Result]) -> _Result:
+        """What a lookup does, in whatever thread."""
         try:
             return work()
         finally:
             self.device.lead(self.streams)
 
+    def push(self, work: Callable[[], bool]) -> bool:
+        """What a push does, in whatever thread. Where it was applied, nothing that comes after makes it an error."""
+        try:
+            return work()
+        finally:
+            try:
+                self.device.lead(self.streams)
+            except (
+                Exception
+            ) as error:  # the device, or a stream of the caller's, is gone: whatever uses it next says so
+                _log.warning("rockbed: after a push the caller's streams are not ordered behind the device: %s", error)
 
-def _handle_of(stream: Any) -> int | None:
+
+def _stream_of(stream: Any) -> Stream | None:
     if stream is None:
         return None
     if hasattr(stream, "__cuda_stream__"):
-        return int(stream.__cuda_stream__()[1])
+        return Stream(int(stream.__cuda_stream__()[1]), stream)
     if isinstance(stream, bool) or not isinstance(stream, int) or stream < 0:
         raise WrongDtype(
             f"stream is {stream!r}, not a CUDA stream: give an object with __cuda_stream__ (a stream of torch's or "
             "CuPy's), or its handle as an int (torch.cuda.current_stream().cuda_stream)"
         )
-    return stream
+    return Stream(stream)

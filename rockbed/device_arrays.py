@@ -1,5 +1,6 @@
 """Arrays in the memory of a GPU, of whatever library: told from numpy's, and described, without loading any."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -7,17 +8,26 @@ import numpy as np
 _CUDA, _CUDA_MANAGED = 2, 13  # DLPack's kDLCUDA and kDLCUDAManaged
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A stream of a caller's. handle: cudaStream_t as an integer. owner: the object that destroys the stream with
+    itself, held so that it does not while a call goes on; None for a handle alone."""
+
+    handle: int
+    owner: Any = None
+
+
 def on_device(array: Any) -> bool:
     """Whether it is an array in the memory of an NVIDIA GPU: one that lends it by DLPack (CuPy, torch, JAX) or by
     `__cuda_array_interface__` alone (numba)."""
     if array is None or type(array) is np.ndarray:
         return False
-    if hasattr(type(array), "__dlpack_device__"):
-        try:
+    try:
+        if hasattr(type(array), "__dlpack_device__"):
             return int(array.__dlpack_device__()[0]) in (_CUDA, _CUDA_MANAGED)
-        except (BufferError, ValueError):  # it is somewhere that DLPack has no number for
-            return False
-    return hasattr(array, "__cuda_array_interface__")
+        return hasattr(array, "__cuda_array_interface__")
+    except Exception:  # of any library: it is somewhere that DLPack has no number for, on several devices, gone
+        return False
 
 
 def is_managed(array: Any) -> bool:

@@ -78,20 +78,21 @@ class DeviceCall:
         self._known: dict[int, _Known] = {}
         self.created: dict[int, I64] = {}  # by group, the rows of memory that this call has created
         with device.queue():
-            self._arrays = [self._up(bags) for _, bags in parts]
+            self._arrays = [self._up(group, bags) for group, bags in parts]
 
-    def _up(self, bags: Bags) -> tuple[DeviceArray, DeviceArray, DeviceArray | None]:
+    def _up(self, group: Group, bags: Bags) -> tuple[DeviceArray, DeviceArray, DeviceArray | None]:
         up, weights = self.device.up, bags.weights
         if weights is not None and not bags.on_device:
-            weights = _moderate(bags, weights)
+            weights = _moderate(group, bags, weights)
         return up(bags.keys), up(bags.offsets), None if weights is None else up(weights)
 
     def moderate(self, features: Sequence[int]) -> None:
         """Have features use weights of their own, where the device found those of the caller's arrays far from 1."""
         for i in features:
-            bags = self.device.in_memory(self.parts[i][1])
+            group, lent = self.parts[i]
+            bags = self.device.in_memory(lent)
             with self.device.queue():
-                self._arrays[i] = self._up(bags)
+                self._arrays[i] = self._up(group, bags)
             self._checked[i] = True
 
     @contextmanager
@@ -204,17 +205,25 @@ class DeviceCall:
             known.decided[at[new]] = True
 
 
-def _moderate(bags: Bags, weights: F32) -> F32:
+def _moderate(group: Group, bags: Bags, weights: F32) -> F32:
     """Weights for the same result whose sums and squares are float32: what is divided by them does not depend on their
-    size, so each bag's largest can be 1."""
-    positive = weights[weights > 0]
-    if bags.combiner in (None, "sum") or not positive.size or (positive.min() > _SMALL and positive.max() < 1 / _SMALL):
+    size, so the largest that counts in each bag can be 1."""
+    if bags.combiner in (None, "sum") or not _any_far(weights):
         return weights
+    pruned = np.zeros(weights.size, np.bool_) if bags.negative else bags.keys < 0
+    if group.padding_bits is not None:
+        pruned |= bags.keys == group.padding_bits
+    weights = np.where(pruned, np.float32(0), weights)
     bag = np.repeat(np.arange(bags.offsets.size - 1), np.diff(bags.offsets))
     largest = np.full(bags.offsets.size - 1, TINIEST)
     np.maximum.at(largest, bag, weights)
     least = np.finfo(np.float32).smallest_normal  # a key that counts stays one
     return np.where(weights > 0, np.maximum(weights / largest[bag], least), 0).astype(np.float32)
+
+
+def _any_far(weights: F32) -> bool:
+    positive = weights[weights > 0]
+    return bool(positive.size) and not (positive.min() > _SMALL and positive.max() < 1 / _SMALL)
 
 
 def tier_of(group: Group) -> Tier:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rockbed.device_arrays import described, is_managed
+from rockbed.device_arrays import described, dtype_of, is_managed, shape_of
 from rockbed.errors import WrongDtype, WrongShape
 from rockbed.storage.gpu.launcher import DeviceArray, Launcher
 
@@ -29,6 +29,11 @@ def borrowed(launcher: Launcher, name: str, array: Any) -> DeviceArray:
             raise WrongDtype(f"{name}: {described(array)} is not lent by its library: {error}") from error
     else:
         found = _from_interface(launcher, name, array)
+    if (str(found.dtype), tuple(found.shape)) != (dtype_of(array), shape_of(array)):
+        raise WrongDtype(
+            f"{name}: {described(array)} is lent by its library as {found.dtype}{list(found.shape)}: send what it says "
+            "it is"
+        )
     if not found.flags.c_contiguous:
         raise _not_contiguous(name, array)
     if found.size and launcher.address(found) % found.dtype.itemsize:

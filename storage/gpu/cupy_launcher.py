@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from rockbed.device_arrays import Stream
 from rockbed.errors import DeviceOutOfMemory, DeviceUnavailable, MissingPackage
 from rockbed.storage.gpu.launcher import DeviceArray
 from rockbed.storage.gpu.nvrtc import kept
@@ -68,7 +69,7 @@ class CupyLauncher:
             return self._cp.asarray(array)
 
     def to_host(self, array: DeviceArray) -> AnyArray:
-        with self._cp.cuda.Device(self.device):
+        with self._memory(array.shape, array.dtype):  # columns of an array are put together on the device first
             host: AnyArray = self._cp.asnumpy(array)
         return host
 
@@ -100,14 +101,15 @@ class CupyLauncher:
         with self._memory(shape, np.float32):
             return self._cp.concatenate(parts, axis=1)
 
-    def current_stream(self) -> int:
-        return int(self._cp.cuda.get_current_stream(self.device).ptr)
+    def current_stream(self) -> Stream:
+        current = self._cp.cuda.get_current_stream(self.device)
+        return Stream(int(current.ptr), current)
 
     def wait_for(self, stream: int) -> None:
-        self._order(stream, self.current_stream())
+        self._order(stream, self.current_stream().handle)
 
     def let_go_on(self, stream: int) -> None:
-        self._order(self.current_stream(), stream)
+        self._order(self.current_stream().handle, stream)
 
     def from_dlpack(self, array: Any) -> DeviceArray:
         with self._cp.cuda.Device(self.device):

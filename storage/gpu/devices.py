@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rockbed.bags import Bags, check_arrays
-from rockbed.device_arrays import on_device
+from rockbed.device_arrays import Stream, on_device
 from rockbed.errors import DeviceUnavailable, MissingPackage
 from rockbed.storage.gpu.borrowing import borrowed
 from rockbed.storage.gpu.launcher import DeviceArray, Launcher
@@ -35,27 +35,30 @@ class Device:
 
     # --- arrays and streams of callers ---
 
-    def follow(self, stream: int | None) -> tuple[int, ...]:
+    # Without the lock: events may come between the work of another call. And what holds it must not wait for others'
+    # code, as `borrow` does: that may wait for a thread which has to have the lock, or a group's.
+
+    def follow(self, stream: Stream | None) -> tuple[Stream, ...]:
         """Have all that is queued from now on come, on the device, after what the caller has queued.
 
         That is on `stream`, if it is given, and on the stream that the calling thread has set for the launcher's
         library (CuPy). Returns them, for `lead`.
         """
         streams = (self.launcher.current_stream(), *(() if stream is None else (stream,)))
-        with self.queue():
+        with self.launcher.own_stream():
             for each in streams:
-                self.launcher.wait_for(each)
+                self.launcher.wait_for(each.handle)
         return streams
 
-    def lead(self, streams: tuple[int, ...]) -> None:
+    def lead(self, streams: tuple[Stream, ...]) -> None:
         """Have what these streams get from now on come, on the device, after all that was queued."""
-        with self.queue():
+        with self.launcher.own_stream():
             for each in streams:
-                self.launcher.let_go_on(each)
+                self.launcher.let_go_on(each.handle)
 
     def borrow(self, name: str, array: Any) -> DeviceArray:
         """An array of another library as the launcher's: see borrowing.borrowed."""
-        with self.queue():
+        with self.launcher.own_stream():
             return borrowed(self.launcher, name, array)
 
     def as_int64(self, array: DeviceArray) -> DeviceArray:

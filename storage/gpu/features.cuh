@@ -63,9 +63,9 @@ DEVICE int touched_row(const Feature& f, i64 key) {
     return row;
 }
 
-// Whether device_calls.py would bring a weight nearer to 1.
+// Whether device_calls.py would bring the weight of a key that is kept nearer to 1.
 DEVICE bool is_far(const Feature& f, float weight) {
-    return (f.combiner == MEAN || f.combiner == SQRTN) && weight > 0.0f && !(weight > 1e-15f && weight < 1e15f);
+    return (f.combiner == MEAN || f.combiner == SQRTN) && !(weight > 1e-15f && weight < 1e15f);
 }
 
 // The use at position i; PRUNED from `end` on.
@@ -74,8 +74,8 @@ DEVICE Use use_at(const Feature& f, i64 i, i64 end, int& faults) {
     const i64 key = f.keys[i];
     const float weight = f.weights ? f.weights[i] : 1.0f;
     if (!is_finite(weight)) faults |= WRONG;
-    if (is_far(f, weight)) faults |= FAR;
     if (!is_kept(f, key, weight)) return Use{PRUNED, 0.0f};
+    if (is_far(f, weight)) faults |= FAR;
     return Use{touched_row(f, key), weight};
 }
 

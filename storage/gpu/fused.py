@@ -18,7 +18,7 @@ from rockbed.types import I64, AnyArray
 
 _COMBINERS = {"sum": 0, "mean": 1, "sqrtn": 2, None: 3}
 _NEGATIVE_KEYS, _DEFAULT_KEY, _PADDING_KEY, _ALIGNED = 1, 2, 4, 8
-_IDS_MAX = 2**32 - 2
+_IDS_MAX, _NO_ROW = 2**32 - 2, 2**32 - 1  # `NONE` of backward.cu
 
 _LONGS = (
     *("index", "index_size", "data", "flags", "keys", "offsets", "weights", "values", "value_stride", "nnz", "bags"),
@@ -172,11 +172,12 @@ class FusedBatch:
         bags = self.features[feature]
         absent: I64 = np.full(found.defaults, bags.default_key or 0, np.int64)
         if found.keys:
-            n = bags.keys.size
-            marks, keys = self.launcher.empty(n, np.int32), self.launcher.empty(found.keys, np.int64)
+            n, marks = bags.keys.size, self.launcher.empty(bags.keys.size, np.int32)
             table = self._described(None, (), k.TOUCHED).table
             self.launcher.launch(POOL, "mark_absent", n, table, feature, marks)
             rank = self.launcher.running_sum(marks)
+            # not found.keys: should the keys have changed since, the kernel would write beyond its array
+            keys = self.launcher.empty(int(self.launcher.to_host(rank[n - 1 :])[0]), np.int64)
             self.launcher.launch(TABLE, "collect_keys", n, bags.keys, marks, rank, n, keys)
             absent = np.concatenate([self.launcher.to_host(keys), absent])
         distinct, counts = np.unique(absent, return_counts=True)
@@ -221,6 +222,7 @@ class FusedBatch:
     def _sorted(self, features: _Features, counts: DeviceArray) -> _Sorted:
         launch, empty, n = self.launcher.launch, self.launcher.empty, self.positions
         ids, spots = empty(n, np.uint32), empty((n, 4), np.int32)
+        ids[...] = _NO_ROW  # each is written, unless offsets are wrong, or change while they are read
         threads = features.blocks * BLOCK_THREADS
         launch(BACKWARD, "place_uses", threads, features.table, len(self.features), ids, spots, counts)
         order = self.launcher.stable_order(ids)

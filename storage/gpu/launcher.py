@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from numpy.typing import DTypeLike
 
+from rockbed.device_arrays import Stream
 from rockbed.storage.gpu.sources import Module
 from rockbed.types import AnyArray
 
@@ -60,7 +61,7 @@ class Launcher(Protocol):
 
     # --- arrays and streams of others ---
 
-    def current_stream(self) -> int:
+    def current_stream(self) -> Stream:
         """The stream on which the thread has its own work done, outside of `own_stream`; 0 or 1: the default one."""
 
     def wait_for(self, stream: int) -> None:

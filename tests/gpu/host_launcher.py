@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike
 
+from rockbed.device_arrays import Stream
 from rockbed.storage.gpu.sources import BLOCK_THREADS, Module
 from rockbed.types import AnyArray
 
@@ -104,7 +105,7 @@ class HostLauncher:
         self.seed = seed
         self.device = 0
         self.streams: dict[int, Callable[[], None]] = {}  # of others, by handle: what does all that they have
-        self.thread_stream = threading.local()  # .handle: what the thread has set
+        self.thread_stream = threading.local()  # .handle, .owner: what the thread has set
         self.order: list[str] = []  # launches, and waits for streams of others and theirs
         self.own_stream_only = False  # whether calls outside of `own_stream` are a mistake
         self._own = threading.local()
@@ -187,8 +188,8 @@ class HostLauncher:
     def side_by_side(self, parts: Sequence[AnyArray]) -> AnyArray:
         return self.to_device(np.concatenate([part.view(np.ndarray) for part in parts], axis=1))
 
-    def current_stream(self) -> int:
-        return getattr(self.thread_stream, "handle", 0)
+    def current_stream(self) -> Stream:
+        return Stream(getattr(self.thread_stream, "handle", 0), getattr(self.thread_stream, "owner", None))
 
     def wait_for(self, stream: int) -> None:
         self._must_be_queued()

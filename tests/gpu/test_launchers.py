@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rockbed.device_arrays import Stream
 from rockbed.errors import DeviceUnavailable, MissingPackage
 from rockbed.storage.gpu import sources
 from rockbed.storage.gpu.cupy_launcher import CupyLauncher
@@ -78,7 +79,7 @@ def test_streams_are_ordered_by_events_and_their_handles(monkeypatch: pytest.Mon
         *(("device", 1), ("record", 99, 0), ("wait", 70, 99)),
     ]
     current.ptr = 80
-    assert launcher.current_stream() == 80
+    assert launcher.current_stream() == Stream(80, owner=current)
 
 
 def test_arguments_are_given_the_types_of_the_kernel() -> None:

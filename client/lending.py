@@ -131,9 +131,8 @@ class Borrower:
         finally:
             try:
                 self.device.lead(self.streams)
-            except (
-                Exception
-            ) as error:  # the device, or a stream of the caller's, is gone: whatever uses it next says so
+            except Exception as error:
+                # the device, or a stream of the caller's, is gone: whatever uses it next says so
                 _log.warning("rockbed: after a push the caller's streams are not ordered behind the device: %s", error)
 
 

@@ -1,18 +1,18 @@
 """Lives of the writing process: when it is killed, and what it was doing then."""
 
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.crash.writer import Orders
+from tests.crash.writer import Orders, live
 
-ROOT = Path(__file__).parents[2]
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["numba", "rocksdict", "rockbed.client.embedded", "tests.crash.writer"])
 LIFE_S_MAX = 300.0  # a writer that reports nothing for so long is stuck; kernels may have to be compiled first
 STEPS_MAX = 120  # of a life, before the moment at which it is killed
 _STEP_S = 0.004  # a step takes about as long
@@ -39,7 +39,7 @@ class Life:
 
 @dataclass
 class Killer:
-    """Starts writers and kills them. One is always started ahead: it has done its imports when it is needed.
+    """Starts writers and kills them. One is always started ahead.
 
     seconds: how long the phases take that have an end, so that a moment within them can be drawn: more by and by, until
     a kill comes too late.
@@ -49,11 +49,7 @@ class Killer:
     seconds: dict[str, float] = field(
         default_factory=lambda: {"opening": 0.3, "flushing": 0.005, "shrinking": 0.04, "closing": 0.02}
     )
-    _next: "subprocess.Popen[bytes] | None" = None
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "tests.crash.writer"]
-        return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    _next: "_Writer | None" = None
 
     def live(self, directory: Path, seed: int, now_s: int, aim: str) -> Life:
         """A life that is killed at a random moment of a phase, or a little later: then it is of another phase.
@@ -72,34 +68,51 @@ class Killer:
         return life
 
     def _run(self, orders: Orders, moment: str, wait_s: float) -> Life:
-        process, self._next = self._next or self._start(), None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        watchdog = threading.Timer(LIFE_S_MAX, process.kill)
+        writer, self._next = self._next or _Writer(), None
+        watchdog = threading.Timer(LIFE_S_MAX, writer.process.kill)
         watchdog.start()
-        process.stdin.write(orders.to_json())
-        process.stdin.close()
+        writer.orders.send(orders)
         lines: list[str] = []
         pushed = 0
-        for raw in process.stdout:
+        for raw in writer.said:
             lines.append(raw.decode().strip())
             pushed += lines[-1].startswith("pushed")
             if lines[-1] == moment or moment == f"{pushed} pushed":
                 time.sleep(wait_s)
-                os.kill(process.pid, signal.SIGKILL)
+                writer.process.kill()
                 break
-        self._next = self._start()
-        lines += [raw.decode().strip() for raw in process.stdout]
-        process.stdout.close()
+        self._next = _Writer()
+        lines += [raw.decode().strip() for raw in writer.said]
         assert watchdog.is_alive(), f"the writer was stuck after {lines[-3:]}"
         watchdog.cancel()
-        return Life(lines, process.wait())
+        return Life(lines, writer.end())
 
     def close(self) -> None:
         """Let go of the writer that was started ahead."""
         if self._next is not None:
-            self._next.kill()
-            self._next.wait()
-            for stream in (self._next.stdin, self._next.stdout):
-                assert stream is not None
-                stream.close()
+            self._next.process.kill()
+            self._next.end()
+
+
+class _Writer:
+    """A writing process that waits for its orders."""
+
+    def __init__(self) -> None:
+        given, self.orders = _FORKS.Pipe(duplex=False)
+        reports, said = _FORKS.Pipe(duplex=False)
+        self.process = _FORKS.Process(target=live, args=(given, said))
+        self.process.start()
+        given.close()
+        said.close()  # so that the reports end when the process does
+        self.said = os.fdopen(os.dup(reports.fileno()), "rb")
+        reports.close()
+
+    def end(self) -> int:
+        """Wait for its end. Returns its status, minus the signal if one killed it."""
+        self.process.join()
+        status = self.process.exitcode
+        assert status is not None
+        self.process.close()
+        self.orders.close()
+        self.said.close()
+        return status

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.crash.global_writer import KEYS, RATE, STEPS, gradient, open_rows
-from tests.crash.lives import ROOT
+from tests.source_tree import ROOT
 
 # Three updates of at most some 0.1 each, in float32: 2^-24 of a weight of 0.2 and some 2^-21 of an update, each time.
 TOLERANCE = 5e-7

@@ -1,13 +1,12 @@
 """The process that is killed: trains from where the store says it was, and reports on stdout what it does.
 
-python -m tests.crash.writer, and its orders as JSON on stdin: what takes long, the imports, is done before they come.
+It is forked from one that has imported what it needs (`lives`), which takes longer than most lives.
 """
 
-import json
 import os
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +52,6 @@ class Orders:
     busy: bool
     fsync: str = "never"
     steps: int = 0
-
-    def to_json(self) -> bytes:
-        """One line."""
-        return json.dumps(asdict(self)).encode() + b"\n"
 
 
 def open_store(
@@ -169,9 +164,11 @@ def care(storage: PyStorage, step: int, directory: Path) -> None:
         report(f"checkpointed {step}")
 
 
-def main() -> None:
-    """Read the orders, open, train, close."""
-    orders = Orders(**json.loads(sys.stdin.readline()))
+def live(given: "Connection[None, Orders]", said: "Connection[bytes, None]") -> None:
+    """Wait for orders, open, train, close. said: becomes stdout."""
+    os.dup2(said.fileno(), 1)
+    said.close()
+    orders = given.recv()
     clock = [orders.now_s]
     report("opening")
     storage, embeddings = open_store(Path(orders.directory), lambda: clock[0], busy=orders.busy, fsync=orders.fsync)
@@ -180,7 +177,3 @@ def main() -> None:
     report("closing")
     storage.close()
     report("closed")
-
-
-if __name__ == "__main__":
-    main()

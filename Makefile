@@ -10,8 +10,8 @@ fits := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10,\
                         $(shell $(p) -c '$(fits)' 2>/dev/null && echo $(p))) python3)
 VENV ?= .venv
-# Test processes at a time: each holds a store of its own, and the kernels use more threads than one.
-JOBS ?= 2
+# Test processes at a time: on two cores a third one works while others wait for a disk, a server or a kill.
+JOBS ?= 3
 # TORCH=no leaves torch out of the set-up, a large download; the tests that need it are skipped then, and say so.
 TORCH ?= yes
 comma := ,

@@ -44,8 +44,11 @@ def lookup(
         if above:  # first: where its kernels find that a batch is wrong, memory must not have made rows for it
             parts = [(groups[i], batch[i]) for i in above]
             found = device_lookups.pool(engine, device, parts, size, train=train)
-            _put(device, found, parts, [places[i] for i in above])
-        _put(device, _from_memory(engine, device, below, size, train=train), below, [places[i] for i in rest])
+            with device.queue():
+                fused.put(found, parts, [places[i] for i in above])
+        found = _from_memory(engine, device, below, size, train=train)
+        with device.queue():
+            fused.put(found, below, [places[i] for i in rest])
 
     tiers.where_rows_are(look_up)
 
@@ -61,22 +64,3 @@ def _from_memory(
     fused.lookup(engine, [bags for _, bags in parts], pooled, sequences, train=train)
     with device.queue():
         return device.up(pooled), [device.up(each) for each in sequences]
-
-
-def _put(
-    device: Device,
-    found: device_lookups.Results,
-    parts: "Sequence[tuple[Group, Bags]]",
-    places: Sequence[tuple[DeviceArray, int]],
-) -> None:
-    """Copy the results of features on the device to where they are wanted there."""
-    pooled, sequences = found
-    rest, column = iter(sequences), 0
-    with device.queue():
-        for (group, bags), (array, at) in zip(parts, places, strict=True):
-            dim = group.config.dim
-            if bags.combiner is None:
-                array[:] = next(rest)
-            else:
-                array[:, at : at + dim] = pooled[:, column : column + dim]
-                column += dim

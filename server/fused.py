@@ -14,7 +14,6 @@ from rockbed.requests import Request
 from rockbed.server import device_lookups, lookups, tiers
 from rockbed.server.bag_gradients import BagGradients, FeatureGradients, Seen, joined
 from rockbed.server.bags import CleanBags, clean
-from rockbed.storage.gpu.devices import Device
 from rockbed.types import F32, AnyArray
 
 if TYPE_CHECKING:
@@ -72,21 +71,20 @@ def lookup(engine: "Engine", batch: Sequence[Bags], pooled: F32, sequences: Sequ
         if above and engine.device is not None:
             parts = [(groups[i], batch[i]) for i in above]
             found = device_lookups.pool(engine, engine.device, parts, size, train=train)
-            _copy(engine.device, found, parts, [places[i] for i in above])
+            with engine.device.queue():
+                found = engine.device.down(found[0]), [engine.device.down(each) for each in found[1]]
+            put(found, parts, [places[i] for i in above])
 
     tiers.where_rows_are(look_up_rest)
     return Plan(batch, features, seen)
 
 
-def _copy(
-    device: Device,
-    found: device_lookups.Results,
-    parts: "Sequence[tuple[Group, Bags]]",
-    places: Sequence[tuple[F32, int]],
+def put(
+    found: device_lookups.Results, parts: "Sequence[tuple[Group, Bags]]", places: Sequence[tuple[F32, int]]
 ) -> None:
-    """Copy the results of features from the device to where they are wanted."""
-    with device.queue():
-        pooled, *sequences = map(device.launcher.to_host, [found[0], *found[1]])
+    """Copy results of these features to where they are wanted: all in memory, or all on the device, whose queue is held
+    then."""
+    pooled, sequences = found
     rest, column = iter(sequences), 0
     for (group, bags), (array, at) in zip(parts, places, strict=True):
         dim = group.config.dim

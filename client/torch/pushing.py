@@ -104,16 +104,19 @@ class Accumulation:
     def push(self, storage: PyStorage, request: RequestId | None = None) -> None:
         """Push what was collected, all or nothing. With a request also where that is nothing: the step is done.
         Raises InvalidBackward, and what FusedEmbedding.apply_gradients raises."""
-        for each in self._lookups:
-            each.must_have_its_batch()
         if is_joined(storage):
-            self.applied = push_from_one_rank(storage, self._gradients, request)
+            self.applied = push_from_one_rank(storage, self._gradients, request, self._must_have_batches)
         elif self._gradients:
+            self._must_have_batches()
             self.applied = push_together(self._gradients, request)
         elif request is not None:
             self.applied = storage.apply_gradients([], request=request)
         for each in self._lookups:
             each.pushed = True
+
+    def _must_have_batches(self) -> None:
+        for each in self._lookups:
+            each.must_have_its_batch()
 
 
 class _Pass:

@@ -1,6 +1,6 @@
 """Several ranks of torch.distributed on one storage: their pushes one by one, or joined to one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -42,17 +42,25 @@ def is_joined(storage: PyStorage) -> bool:
 
 
 def push_from_one_rank(
-    storage: PyStorage, gradients: Sequence[OutputGradient], request: RequestId | None
+    storage: PyStorage, gradients: Sequence[OutputGradient], request: RequestId | None, check: Callable[[], None]
 ) -> bool | None:
     """Have the first rank push the gradients of all. What it returns or raises is returned and raised on all of them;
-    None where there was nothing to push."""
+    None where there was nothing to push. check: raises what forbids this rank's share; then all of them raise it and
+    nothing is pushed: a rank that left alone would keep the others waiting."""
     group, ranks = _groups[storage], torch.distributed
     first, here = ranks.get_global_rank(group, 0), ranks.get_rank()
     everyone: list[Any] = [None] * ranks.get_world_size(group)
-    sent = (shares_of(gradients), steps_of(gradients))
+    sent: Any
+    try:
+        check()
+        sent = (shares_of(gradients), steps_of(gradients))
+    except RockbedError as refused:
+        sent = refused
     ranks.gather_object(sent, everyone if here == first else None, dst=first, group=group)
     answer: list[Any] = [None, None]
-    if here == first:
+    if here == first and any(isinstance(each, RockbedError) for each in everyone):
+        answer[1] = next(each for each in everyone if isinstance(each, RockbedError))
+    elif here == first:
         shares = [share for part, _ in everyone for share in part]
         steps = {number: step for _, part in everyone for number, step in part.items()}
         try:

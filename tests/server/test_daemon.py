@@ -31,6 +31,7 @@ from rockbed.v1 import admin_pb2, admin_pb2_grpc, embedding_pb2, embedding_pb2_g
 from rockbed.wire import CODE_KEY
 from tests.api.helpers import embedding, keys_of, ones, sgd
 from tests.server.served import Connect, Server, refused
+from tests.waiting import until
 
 NOT_LOOPBACK = ["0.0.0.0:7400", "10.0.0.1:80", "[::]:7400", "example.com:7400", "127.example.com:7400"]
 
@@ -157,8 +158,10 @@ def test_an_empty_request_drops_no_group(channel: grpc.Channel) -> None:
 
 
 def test_an_export_whose_client_has_gone_ends_and_leaves_nothing(
-    server: Server, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
+    server: Server, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "rockbed.audit")
+
     def endless(engine: Engine, group: Group) -> Iterator[Rows]:
         rows = next(scan(engine, group))
         while True:
@@ -172,6 +175,7 @@ def test_an_export_whose_client_has_gone_ends_and_leaves_nothing(
     worker.join(30)
     assert not worker.is_alive()
     assert [path.name for path in server.folder.iterdir()] == ["store"]
+    until(lambda: "given up, the caller is gone" in caplog.messages[-1])
 
 
 def test_random_bytes_at_every_method_change_nothing(server: Server, channel: grpc.Channel) -> None:

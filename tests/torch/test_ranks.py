@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +88,31 @@ def test_a_joined_rank_pushes_once_and_errors_come_back(storage: PyStorage) -> N
         with rockbed.torch.accumulate(storage, request=request) as accumulation:
             pass
         assert accumulation.applied is applied
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_rank_whose_share_is_refused_does_not_leave_the_others_waiting(
+    storage: PyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = plain(storage)
+    module = rockbed.torch.Embedding(table, scale="mean")
+    rockbed.torch.join_ranks(storage)
+    gather, sent = torch.distributed.gather_object, []
+
+    def gathered(own: Any, everyone: Any, **options: Any) -> None:
+        sent.append(own)
+        gather(own, everyone, **options)
+
+    def refused(_: Any) -> None:
+        raise InvalidConfig("this share cannot be pushed")
+
+    monkeypatch.setattr(torch.distributed, "gather_object", gathered)
+    monkeypatch.setattr("rockbed.client.torch.ranks.steps_of", refused)
+    out = module(tensor(1)).sum()
+    with pytest.raises(InvalidConfig, match="this share cannot be pushed"):
+        out.backward()
+    assert [type(each) for each in sent] == [InvalidConfig]
+    assert rows(table, 1)[:, 0].tolist() == [0]
 
 
 def test_joining_without_ranks_says_what_is_missing(storage: PyStorage) -> None:

@@ -17,8 +17,9 @@ from rockbed.interrupts import Uninterrupted
 from rockbed.requests import AdaptiveKeys
 from rockbed.server import lookups, push, putting
 from rockbed.server.adaptive_counts import EXACT, STATIC, AdaptiveCounts, part_of
+from rockbed.server.fetched import Fetched
 from rockbed.server.fitting import must_take
-from rockbed.server.group import Fetched, Group
+from rockbed.server.group import Group
 from rockbed.server.space import with_space
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import Kind, Put, put_parts
@@ -129,7 +130,6 @@ def _exact(
         if train and exact.config.refresh == "lookup":
             k.touch_time(exact.table.header, exact.table.flags, rows, now_ms)
         exact.table.gather(rows, out)
-        left = exact.table.left
     there = rows >= 0
     if not missing:
         return there, 0
@@ -138,30 +138,31 @@ def _exact(
     bucket_of[inverse] = buckets[positions]
     weights, found, made = np.empty((distinct.size, out.shape[1]), np.float32), np.empty(distinct.size, np.bool_), 0
     for piece in lookups.pieces(exact, distinct.size):
-        bring = _Bringing(engine, variable, distinct[piece], bucket_of[piece], counts[piece], left, train=train)
+        bring = _Bringing(engine, variable, distinct[piece], bucket_of[piece], counts[piece], train=train)
         made += bring(weights[piece], found[piece])
     out[positions], there[positions] = weights[inverse], found[inverse]
     return there, made
 
 
 class _Bringing:
-    """Of exact rows that were not in memory, when `table.left` was `left`: they are read from disk, or made.
+    """Of exact rows that were not in memory a moment ago: they are read from disk, or made.
 
-    keys: int64[n], distinct; buckets, counts: int64[n], how often each occurs.
+    keys: int64[n], distinct and ascending; buckets, counts: int64[n], how often each occurs.
     """
 
     def __init__(
-        self, engine: "Engine", variable: _Variable, keys: I64, buckets: I64, counts: I64, left: int, *, train: bool
+        self, engine: "Engine", variable: _Variable, keys: I64, buckets: I64, counts: I64, *, train: bool
     ) -> None:
         self._engine, self._variable, self._train = engine, variable, train
         self._keys, self._buckets, self._counts = keys, buckets, counts
-        self._left = left
         self._admitted: Bool | None = None  # decided once, however often room has to be made
 
     def __call__(self, out: F32, found: Bool) -> int:
         """Fill out, float32[n, dim], and found, bool[n]. Returns how many were made."""
         engine, variable = self._engine, self._variable
-        fetched = variable.exact.fetch(self._keys)
+        with variable.exact.lock:
+            left = variable.exact.table.left
+        fetched = variable.exact.fetch(self._keys), left
         groups = [variable.exact]
         ahead: tuple[Fetched, int] | None = None
         if self._train:
@@ -173,7 +174,7 @@ class _Bringing:
         return with_space(engine, attempt, "the lookup")
 
     def _attempt(
-        self, groups: list[Group], fetched: Fetched, ahead: tuple[Fetched, int] | None, out: F32, found: Bool
+        self, groups: list[Group], early: tuple[Fetched, int], ahead: tuple[Fetched, int] | None, out: F32, found: Bool
     ) -> int:
         engine, exact = self._engine, self._variable.exact
         now_ms = engine.now_ms()
@@ -181,7 +182,7 @@ class _Bringing:
             for group in groups:
                 locks.enter_context(group.lock)
                 group.must_exist()
-            fetched = exact.refetched(fetched, self._left)
+            fetched = exact.fetched_now(self._keys, *early)
             begin = self._to_begin(fetched, now_ms)
             expired = begin & (exact.table.find(self._keys, 0)[0] >= 0)
             rows, created = exact.place(fetched, begin, now_ms, k.PINNED)
@@ -241,7 +242,7 @@ class _Bringing:
 
 def _rows_of(static: Group, buckets: I64, ahead: tuple[Fetched, int], now_ms: int) -> tuple[F32, I64]:
     """The static rows of distinct buckets, weights and slots, float32[n, width], and their update counts, int64[n]. One
-    that was never trained has its initial values; none is made. ahead: read while `table.left` was that number. With
+    that was never trained has its initial values; none is made. ahead: read after `table.left` was that number. With
     the lock held."""
     config, table = static.config, static.table
     data, updates = np.empty((buckets.size, table.width), np.float32), np.zeros(buckets.size, np.int64)
@@ -252,12 +253,10 @@ def _rows_of(static: Group, buckets: I64, ahead: tuple[Fetched, int], now_ms: in
     held = held[table.header[rows[held], 1] > static.oldest_ms(now_ms)]
     data[held], updates[held] = table.data[rows[held]], table.header[rows[held], 2]
     absent = np.flatnonzero(rows < 0)
-    fetched, left = ahead
-    if left != table.left or not np.isin(buckets[absent], fetched.keys).all():
-        fetched = static.fetch(buckets[absent])
-    heads, read = headers_of(fetched.records), fetched.keys[fetched.found]
-    wanted = np.isin(read, buckets[absent]) & (heads["update_time"] > static.oldest_ms(now_ms))
-    at = np.searchsorted(buckets, read[wanted])
+    fetched = static.fetched_now(buckets[absent], *ahead)
+    heads = headers_of(fetched.records)
+    wanted = heads["update_time"] > static.oldest_ms(now_ms)
+    at = absent[fetched.found[wanted]]
     data[at] = np.ascontiguousarray(fetched.records[:, HEADER_BYTES:]).view(np.float32)[wanted]
     updates[at] = heads["update_num"][wanted]
     return data, updates

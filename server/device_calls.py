@@ -8,7 +8,8 @@ import numpy as np
 
 from rockbed.bags import Bags
 from rockbed.server.bags import TINIEST
-from rockbed.server.group import Fetched, Group
+from rockbed.server.fetched import Fetched, find_in
+from rockbed.server.group import Group
 from rockbed.server.tier import Moved, Tier
 from rockbed.storage.gpu.devices import Device
 from rockbed.storage.gpu.fused import Absent, DeviceBags, FusedBatch
@@ -55,10 +56,7 @@ class _Known:
 
     def positions(self, keys: I64) -> tuple[I64, Bool]:
         """Where keys are, int64[n], and which of them are there at all."""
-        if not self.keys.size:
-            return np.zeros(keys.size, np.int64), np.zeros(keys.size, np.bool_)
-        at = np.minimum(np.searchsorted(self.keys, keys), self.keys.size - 1)
-        return at, self.keys[at] == keys
+        return find_in(self.keys, keys)
 
     def part(self, at: I64) -> Fetched:
         """What was read of the keys at ascending positions."""
@@ -189,7 +187,7 @@ class DeviceCall:
             for start in range(0, keys.size, step):
                 known = self._known[group.number]
                 at, _ = known.positions(keys[start : start + step])
-                fetched = group.refetched(known.part(at), known.left)
+                fetched = group.fetched_now(known.keys[at], known.part(at), known.left)
                 self._decide(known, group, at, fetched, counts[start : start + step], create)
                 rows, fresh = group.place(fetched, known.create[at], now_ms)
                 known.nothing[at] = rows < 0

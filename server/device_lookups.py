@@ -8,8 +8,9 @@ import numpy as np
 from rockbed.bags import Bags
 from rockbed.errors import BatchTooLarge, DeviceOutOfMemory
 from rockbed.server.device_calls import DeviceCall, Wanted
+from rockbed.server.fetched import Fetched
 from rockbed.server.fitting import must_take
-from rockbed.server.group import SPACE_TRIES, Fetched, Group
+from rockbed.server.group import SPACE_TRIES, Group
 from rockbed.server.lookups import admitted
 from rockbed.server.tier import Moved
 from rockbed.storage.gpu.devices import Device

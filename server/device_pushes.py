@@ -15,7 +15,8 @@ from rockbed.server import push
 from rockbed.server.bag_gradients import FeatureGradients
 from rockbed.server.device_calls import DeviceCall, tier_of
 from rockbed.server.device_lookups import whole
-from rockbed.server.group import Fetched, Group
+from rockbed.server.fetched import Fetched
+from rockbed.server.group import Group
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import Section
 from rockbed.storage.gpu.devices import Device

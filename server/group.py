@@ -3,7 +3,7 @@
 Methods whose name begins with `_` and those that say so expect `lock` to be held. Disk reads happen outside it.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from rockbed.interrupts import GuardedLock
 from rockbed.server.adaptive_counts import AdaptiveCounts
 from rockbed.server.admission import Admission, make_admission
 from rockbed.server.counters import Counters
+from rockbed.server.fetched import Fetched, find_in
 from rockbed.server.host import Host
 from rockbed.server.recent import RecentMaximum
 from rockbed.server.rules import rules_of
@@ -26,22 +27,6 @@ from rockbed.types import F32, I64, U8, Bool
 
 _PIECE_ROWS = 16_384  # absent keys that a lookup deals with at a time
 SPACE_TRIES = 8  # a call gives up when making room that often was not enough
-
-
-@dataclass(slots=True)
-class Fetched:
-    """Rows read from disk. keys: int64[n], asked for; found: int64[m], positions in keys; records: uint8[m, size]."""
-
-    keys: I64
-    found: I64
-    records: U8
-
-    def part(self, at: I64) -> "Fetched":
-        """What was read of the keys at ascending positions."""
-        number = np.full(self.keys.size, -1)
-        number[at] = np.arange(at.size)
-        kept = number[self.found] >= 0
-        return Fetched(self.keys[at], number[self.found[kept]], self.records[kept])
 
 
 class Group:
@@ -243,9 +228,19 @@ class Group:
                 self.expire(keys[part], found, now_ms, restart=restart)
                 rows[part] = found
 
-    def refetched(self, fetched: Fetched, left: int) -> Fetched:
-        """What was fetched while `table.left` was `left`, read again if it has grown. With the lock held."""
-        return fetched if self.table.left == left else self.fetch(fetched.keys)
+    def fetched_now(self, keys: I64, fetched: Fetched, left: int) -> Fetched:
+        """What `fetch` would give for keys, as far as they are not in memory. With the lock held.
+
+        keys: int64[n], distinct and ascending, as those of `fetched` are, which was read after `table.left` was `left`.
+        What it lacks is read, and what may be stale: a row that came to memory and left it again since may be newer.
+        """
+        at, good = find_in(fetched.keys, keys)
+        if self.table.left != left:
+            good &= ~self.table.may_have_left(keys, left)
+        if good.all():
+            return fetched if keys.size == fetched.keys.size else fetched.part(at)
+        older, newer = np.flatnonzero(good), np.flatnonzero(~good)
+        return fetched.part(at[older]).joined(older, self.fetch(keys[newer]), newer)
 
     # --- what lookups and pushes share ---
 

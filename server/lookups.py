@@ -7,8 +7,9 @@ import numpy as np
 from rockbed.errors import BatchTooLarge
 from rockbed.parallel import in_parts
 from rockbed.server.bags import CleanBags
+from rockbed.server.fetched import Fetched, find_in
 from rockbed.server.fitting import must_take
-from rockbed.server.group import SPACE_TRIES, Fetched, Group
+from rockbed.server.group import SPACE_TRIES, Group
 from rockbed.storage import bag_kernels
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.hot import NeedSpace
@@ -28,10 +29,9 @@ def lookup(group: Group, keys: I64, out: F32, *, train: bool) -> None:
     with group.lock:
         rows, missing = find_rows(group, keys, now_ms, train=train)
         group.table.gather(rows, out)
-        left = group.table.left
     if missing:
         positions, distinct, inverse, counts = absent_keys(group, keys, rows)
-        out[positions] = _look_up_absent(group, distinct, counts, now_ms, left, train=train)[inverse]
+        out[positions] = _look_up_absent(group, distinct, counts, now_ms, train=train)[inverse]
 
 
 def prefetch(group: Group, keys: I64) -> tuple[int, int]:
@@ -46,14 +46,13 @@ def prefetch(group: Group, keys: I64) -> tuple[int, int]:
         rows, missing = group.table.find(distinct)
         missing += group.hide_padding(distinct, rows)
         missing += group.expire(distinct, rows, now_ms, restart=False)
-        left = group.table.left
     absent = distinct[group.not_padding(distinct, np.flatnonzero(rows < 0))]
     nowhere = missing - absent.size  # the padding key
     for piece in pieces(group, absent.size):
         part = absent[piece]
         scratch = np.empty((part.size, group.config.dim), np.float32)
         none = np.zeros(part.size, np.int64)
-        nowhere += _look_up_piece(group, part, none, scratch, now_ms, left, train=False)
+        nowhere += _look_up_piece(group, part, none, scratch, now_ms, train=False)
     return distinct.size - nowhere, nowhere
 
 
@@ -88,7 +87,7 @@ def pool(group: Group, bags: CleanBags, out: F32, column: int, *, train: bool) -
             _combine(group, bags, rows, np.empty((0, group.config.dim), np.float32), out, column)
             return rows, left
     _, distinct, _, counts = absent_keys(group, bags.keys, rows)
-    weights = _look_up_absent(group, distinct, counts, now_ms, left, train=train)
+    weights = _look_up_absent(group, distinct, counts, now_ms, train=train)
     while True:
         with group.lock:
             group.must_be_in_memory()
@@ -97,8 +96,7 @@ def pool(group: Group, bags: CleanBags, out: F32, column: int, *, train: bool) -
             group.hide_padding(bags.keys, rows)
             group.expire(bags.keys, rows, now_ms, restart=train)
             positions, absent, inverse, counts = absent_keys(group, bags.keys, rows)
-            at = np.minimum(np.searchsorted(distinct, absent), max(distinct.size - 1, 0))
-            known = distinct[at] == absent if distinct.size else np.zeros(absent.size, np.bool_)
+            at, known = find_in(distinct, absent)
             if known.all():
                 seen = rows.copy()
                 rows[positions] = -2 - at[inverse]
@@ -106,7 +104,7 @@ def pool(group: Group, bags: CleanBags, out: F32, column: int, *, train: bool) -
                 return seen, left
         # Rows that were there a moment ago have made room for others meanwhile. What is known of keys only grows.
         more = absent[~known]
-        found = _look_up_absent(group, more, counts[~known], now_ms, left, train=train)
+        found = _look_up_absent(group, more, counts[~known], now_ms, train=train)
         distinct, weights = np.concatenate([distinct, more]), np.concatenate([weights, found])
         order = np.argsort(distinct)
         distinct, weights = distinct[order], weights[order]
@@ -144,11 +142,11 @@ def absent_keys(group: Group, keys: I64, rows: I64) -> tuple[I64, I64, I64, I64]
     return positions, distinct, inverse, counts
 
 
-def _look_up_absent(group: Group, keys: I64, counts: I64, now_ms: int, left: int, *, train: bool) -> F32:
-    """The weights of distinct keys, which were not in memory when `table.left` was `left`: float32[n, dim]."""
+def _look_up_absent(group: Group, keys: I64, counts: I64, now_ms: int, *, train: bool) -> F32:
+    """The weights of distinct, ascending keys that were not in memory a moment ago: float32[n, dim]."""
     weights = np.empty((keys.size, group.config.dim), np.float32)
     for piece in pieces(group, keys.size):
-        _look_up_piece(group, keys[piece], counts[piece], weights[piece], now_ms, left, train=train)
+        _look_up_piece(group, keys[piece], counts[piece], weights[piece], now_ms, train=train)
     return weights
 
 
@@ -159,15 +157,17 @@ def pieces(group: Group, n: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, n, step))
 
 
-def _look_up_piece(group: Group, keys: I64, counts: I64, out: F32, now_ms: int, left: int, *, train: bool) -> int:
+def _look_up_piece(group: Group, keys: I64, counts: I64, out: F32, now_ms: int, *, train: bool) -> int:
     # Returns how many have no row. Takes the lock.
+    with group.lock:
+        left = group.table.left  # of now: the pieces before have made rows leave
     fetched = group.fetch(keys)
     create: Bool | None = None
     for attempt in range(SPACE_TRIES + 1):
         try:
             with group.lock:
                 group.must_be_in_memory()
-                fetched = group.refetched(fetched, left)
+                fetched, left = group.fetched_now(keys, fetched, left), group.table.left
                 if create is None:
                     create = admitted(group, fetched, counts, now_ms) if train else np.zeros(keys.size, np.bool_)
                 rows, _ = group.place(fetched, create, now_ms)
@@ -181,8 +181,6 @@ def _look_up_piece(group: Group, keys: I64, counts: I64, out: F32, now_ms: int, 
                     f"group {group.number}: {need.rows} rows more do not fit into the memory budget"
                 ) from None
             group.host.make_space(need)
-            with group.lock:
-                left = group.table.left - 1  # whatever was fetched may be stale by now
     nothing = np.flatnonzero(rows < 0)
     if nothing.size:
         value = group.config.unadmitted_value if train else group.config.miss_value

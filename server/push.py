@@ -13,7 +13,8 @@ from rockbed.errors import DimMismatch, GradientNotFinite, InvalidConfig
 from rockbed.parallel import in_parts
 from rockbed.requests import STEP_MAX, Gradients
 from rockbed.server.bag_gradients import BagGradients, BagSums, FeatureGradients, Seen
-from rockbed.server.group import Fetched, Group
+from rockbed.server.fetched import Fetched
+from rockbed.server.group import Group
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import BagSection, Section
 from rockbed.types import F32, I64
@@ -205,7 +206,7 @@ def _place(group: Group, keys: I64, rows: I64, ahead: Fetched, left: int, now_ms
     config, counters = group.config, group.counters
     positions = group.not_padding(keys, np.flatnonzero(rows < 0))
     distinct, inverse = np.unique(keys[positions], return_inverse=True)
-    fetched = ahead if np.array_equal(distinct, ahead.keys) and group.table.left == left else group.fetch(distinct)
+    fetched = group.fetched_now(distinct, ahead, left)
     create = np.full(distinct.size, config.absent == "init")
     if group.admission is not None:
         create &= group.admission.is_admitted(distinct)

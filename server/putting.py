@@ -101,8 +101,7 @@ def _put(engine: "Engine", group: Group, sent: Put, *, keep: bool) -> int:
             if missing:
                 absent = np.flatnonzero(rows < 0)
                 keys = part.keys[absent]
-                same = table.left == left and np.array_equal(keys, ahead.keys)
-                fetched = ahead if same else group.fetch(keys)
+                fetched = group.fetched_now(keys, ahead, left)
                 rows[absent], made = group.place(fetched, np.ones(keys.size, np.bool_), now_ms, k.PINNED)
                 prepared.pinned, prepared.created = rows, rows[absent][made]
             lsn = engine.journal.append(Kind.PUT, now_ms, put_parts(part))

@@ -22,8 +22,8 @@ def drop(engine: "Engine", group: Group, keys: I64) -> None:
     group.table.remove(rows[rows >= 0])
     if group.tier is not None:
         group.tier.remove(keys)
-    group.table.left += 1  # also where all were on disk only: who has read them there must not bring them back
     engine.files.delete(encode_keys(group.number, keys))
+    group.table.note_left(keys)  # also where they were on disk only: who has read them there must not bring them back
     group.counters.rows -= keys.size
 
 

@@ -13,10 +13,11 @@ from rockbed.storage import hot_kernels as k
 from rockbed.storage import index as ix
 from rockbed.storage.memory import release_tail, reserve
 from rockbed.storage.record import SLOTS, unpack
-from rockbed.types import F32, I32, I64, U8
+from rockbed.types import F32, I32, I64, U8, Bool
 
 _FIRST_INDEX = 1024
 _LOAD = 1.5  # index entries a row at the least; it grows by as much, so 24 to 36 bytes a row
+_LEFT_MARKS = 1 << 16  # kept of keys whose row has left memory
 _MIN_ROWS = 64  # a table may always hold this many, so that every group can work whatever the budget
 
 
@@ -79,7 +80,8 @@ class HotTable:
         self.high = 0
         self.count = 0
         self._hand = 0
-        self.left = 0  # grows whenever a row leaves memory: what was read from disk before may be stale after
+        self.left = 0  # grows whenever a row leaves its place in memory
+        self._left_marks: I64 = reserve((_LEFT_MARKS,), np.int64)  # `left` when a key of that hash left last
         self.evictions = 0
         self.calls = 0  # of `find`: write-back sees by it whether anybody is using the group
 
@@ -166,6 +168,18 @@ class HotTable:
         self.evictions += found
         return found
 
+    def note_left(self, keys: I64) -> None:
+        """Remember that what rows/ holds of these keys may be another thing than before. keys: int64[n]."""
+        self.left += 1
+        ix.mark_keys(self._left_marks, keys, self.left)
+
+    def may_have_left(self, keys: I64, left: int) -> Bool:
+        """For which keys, bool[n], what was read from rows/ when `left` was that may be stale: they were in memory
+        since, or a key of the same hash was."""
+        found = np.empty(keys.shape[0], np.bool_)
+        ix.marked_since(self._left_marks, keys, left, found)
+        return found
+
     def give_way(self, rows: int) -> int:
         """Evict, close the gaps and return memory to the budget. Returns how many rows' worth it could give.
 
@@ -235,7 +249,8 @@ class HotTable:
 
     def memory_bytes(self) -> int:
         """Bytes of memory that the table's arrays take now."""
-        return self.high * (self.row_bytes - int(_LOAD * 1.5 * ix.ENTRY_BYTES)) + self.index.nbytes
+        marks = self._left_marks.nbytes if self.left else 0
+        return self.high * (self.row_bytes - int(_LOAD * 1.5 * ix.ENTRY_BYTES)) + self.index.nbytes + marks
 
     # --- inside ---
 
@@ -244,7 +259,7 @@ class HotTable:
         self._free_count += rows.shape[0]
         self.count -= rows.shape[0]
         if rows.shape[0]:
-            self.left += 1
+            self.note_left(self.header[rows, 0])
 
     def _make_room(self, wanted: int) -> None:
         more = min(wanted - self._free_count, self.capacity - self.high)

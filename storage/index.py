@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rockbed.kernels import inlined, kernel, mix64, prefetch
-from rockbed.types import I64, U8
+from rockbed.types import I64, U8, Bool
 
 ENTRY_BYTES = 16
 _AHEAD = 24  # keys between asking for a cache line and using it
@@ -102,6 +102,20 @@ def insert_rows(index: I64, keys: I64, rows: I64) -> None:
         if i + _AHEAD < n:
             prefetch(index, home(keys[i + _AHEAD], size) * ENTRY_BYTES)
         insert_one(index, keys[i], rows[i])
+
+
+@kernel
+def mark_keys(marks: I64, keys: I64, mark: int) -> None:
+    """Put a mark where the hash of each key leads. marks: int64[size]; keys: int64[n]."""
+    for i in range(keys.shape[0]):
+        marks[home(keys[i], marks.shape[0])] = mark
+
+
+@kernel
+def marked_since(marks: I64, keys: I64, mark: int, found: Bool) -> None:
+    """found[i] = whether there is a greater mark than this one where the hash of keys[i] leads."""
+    for i in range(keys.shape[0]):
+        found[i] = marks[home(keys[i], marks.shape[0])] > mark
 
 
 @kernel

@@ -10,7 +10,7 @@ from rockbed.bags import Bags
 from rockbed.parallel import GRAIN
 from rockbed.server.bag_gradients import joined
 from rockbed.server.bags import clean
-from rockbed.server.group import Fetched
+from rockbed.server.fetched import Fetched
 from rockbed.server.kept_batches import KeptBatches
 from rockbed.server.limits import Limits
 from rockbed.storage.entries import Kind

@@ -149,7 +149,7 @@ def test_a_lookup_that_read_the_row_before_its_removal_does_not_bring_it_back(
     assert fetched.found.size == 10
     clock.now += 100
     assert drop_expired(engine_of(storage), group, gone) == 10
-    assert group.refetched(fetched, left).found.size == 0
+    assert group.fetched_now(gone, fetched, left).found.size == 0
 
 
 def test_each_group_is_swept_by_its_own_ttl(open_storage: OpenStorage, clock: Clock) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from rockbed.config import GroupConfig
 from rockbed.errors import FormatTooNew, StorageCorrupt, UnknownGroup
 from rockbed.interrupts import GuardedLock
+from rockbed.parallel import in_parts
 from rockbed.server.adaptive_counts import AdaptiveCounts
 from rockbed.server.admission import Admission, make_admission
 from rockbed.server.counters import Counters
@@ -139,8 +140,13 @@ class Group:
         return 0
 
     def _begin(self, keys: I64, rows: I64, now_ms: int, lsn: int) -> None:
-        self.table.start(keys, rows, self.initial_state, now_ms, lsn)
-        self.initializer.fill(self.table.data, rows, keys, self.config.dim, self.config.seed, self.number)
+        config, table = self.config, self.table
+
+        def begin(part: slice) -> None:
+            table.start(keys[part], rows[part], self.initial_state, now_ms, lsn)
+            self.initializer.fill(table.data, rows[part], keys[part], config.dim, config.seed, self.number)
+
+        in_parts(rows.size, begin)
 
     # --- disk ---
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rockbed import PyInitializer
+from rockbed import PyInitializer, PyOptimizer
 from tests.api.helpers import SMALL, Clock, OpenStorage, assert_sound, embedding, keys_of, ones, run_python, uniform
 
 EXTREMES = keys_of(0, 1, -1, 2**63 - 1, -(2**63), 2**53 + 1, -(2**53) - 1, 255, 256, 65535, 65536)
@@ -129,6 +129,25 @@ def test_the_first_row_depends_on_seed_group_and_key_alone(open_storage: OpenSto
         assert not (
             embedding(open_storage(f"{seed}-{group}"), 8, group, initializer=uniform(), seed=seed).lookup(keys) == one
         ).any()
+
+
+def test_rows_begin_the_same_in_one_large_batch_as_in_small_ones(open_storage: OpenStorage) -> None:
+    keys = np.random.default_rng(3).integers(-(2**62), 2**62, 40_000)  # enough for several threads
+    found = []
+    for name, size in (("large", keys.size), ("small", 1_000)):
+        storage = open_storage(name)
+        optimizer = PyOptimizer(name="adagrad", gamma=0.5, initial_accumulator=0.25)
+        rows = embedding(storage, optimizer=optimizer, initializer=uniform())
+        parts = [keys[start : start + size] for start in range(0, keys.size, size)]
+        first = np.concatenate([rows.lookup(part) for part in parts])
+        for part in parts:
+            rows.apply_gradients(part, ones(part.size))
+        found.append((first, rows.lookup(keys)))
+        assert_sound(storage)
+    (first, pushed), small = found
+    np.testing.assert_array_equal(first, small[0])
+    np.testing.assert_array_equal(pushed, small[1])
+    np.testing.assert_allclose(first - pushed, ones(keys.size, value=0.5 / np.sqrt(1.25)), rtol=1e-5)
 
 
 def test_another_process_begins_the_same_rows(open_storage: OpenStorage, tmp_path: Path) -> None:

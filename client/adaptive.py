@@ -19,7 +19,7 @@ from rockbed.config import Named, name_problems, whole_problems
 from rockbed.errors import InvalidBackward, InvalidConfig, WrongDtype, WrongShape
 from rockbed.requests import AdaptiveKeys
 from rockbed.server.adaptive_counts import EXACT, SLOTS, STATIC
-from rockbed.server.frequency import Frequency, make_frequency
+from rockbed.server.frequency import Threshold, make_frequency
 from rockbed.types import F32, I64, AnyArray, Bool
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class AdaptiveEmbedding:
         buckets: int,
         *,
         key_dtype: Any = np.int64,
-        threshold: Frequency | Mapping[str, Any] | None = None,
+        threshold: Threshold | Mapping[str, Any] | None = None,
         slots: str = "copy",
         ttl: float | None = None,
         refresh: str = "push",
@@ -63,11 +63,12 @@ class AdaptiveEmbedding:
         """Open the groups "<name>/static" and "<name>/exact", or create them.
 
         buckets: rows of the static part; that of an id is `hash_buckets(id, buckets)`. key_dtype: of ids, int64, int32,
-        uint64 or str. threshold: from which count on the store takes an id for frequent, a Frequency or
-        {"name": "frequency", "enter": ..., "leave": ..., "half_life": ...}; None = each lookup says by a mask which ids
-        are exact. slots: an exact row begins with the weights of its static row and a "copy" of its slots and update
-        count, or "fresh" ones. ttl, refresh, admission: of exact rows, as PyEmbedding's; static rows stay for ever. An
-        id that is not admitted yet has the row of its bucket. settings: others of PyEmbedding, for both parts.
+        uint64 or str. threshold: from which count on the store takes an id for frequent, a Frequency (exact counts), a
+        BloomFrequency (less memory) or {"name": "frequency", "enter": ..., "leave": ..., "half_life": ...}; None = each
+        lookup says by a mask which ids are exact. slots: an exact row begins with the weights of its static row and a
+        "copy" of its slots and update count, or "fresh" ones. ttl, refresh, admission: of exact rows, as PyEmbedding's;
+        static rows stay for ever. An id that is not admitted yet has the row of its bucket. settings: others of
+        PyEmbedding, for both parts.
         All but the threshold, and what PyEmbedding lets change, is fixed when they are created.
         Raises InvalidConfig, UnknownName, and what PyEmbedding raises.
         """
@@ -264,9 +265,10 @@ class AdaptiveReport:
     """What an adaptive embedding holds.
 
     ids_seen: distinct ids of training lookups, estimated by HyperLogLog in 16 KiB (standard error 0.8 %). ids_exact:
-    those that are frequent by the threshold; without one, those with an exact row. migrated: exact rows made so far.
-    returned_rows: exact rows of ids that are not frequent any more. static_rows, exact_rows: rows that exist.
-    row_bytes: of a record, with its header and slots. counts_bytes: of the threshold's counts.
+    those that are frequent by the threshold, of a BloomFrequency an estimate; without one, those with an exact row.
+    migrated: exact rows made so far. returned_rows: exact rows of ids that are not frequent any more. static_rows,
+    exact_rows: rows that exist. row_bytes: of a record, with its header and slots. counts_bytes: of the threshold's
+    counts.
     """
 
     ids_seen: int
@@ -321,9 +323,9 @@ def checked_mask(mask: Any, n: int) -> Bool:
     return found
 
 
-def _named(threshold: Frequency | Mapping[str, Any] | None) -> Named | None:
+def _named(threshold: Threshold | Mapping[str, Any] | None) -> Named | None:
     if threshold is None:
         return None
-    if not isinstance(threshold, Frequency):
+    if not isinstance(threshold, Threshold):
         threshold = make_frequency(as_mapping("threshold", threshold))
     return {"name": threshold.name, **threshold.params()}

@@ -16,7 +16,7 @@ from rockbed.client.variable_options import EmbeddingVariableOption, GlobalStepE
 from rockbed.config import DIM_MAX, name_problems, whole_problems
 from rockbed.errors import InvalidConfig, UnknownGroup, WrongDtype
 from rockbed.server.adaptive_counts import SLOTS
-from rockbed.server.frequency import Frequency
+from rockbed.server.frequency import Threshold
 
 if TYPE_CHECKING:
     from rockbed.client.storage import PyStorage
@@ -210,7 +210,7 @@ def embedding_column(
     max_norm: float | None = None,
     *,
     name: str | None = None,
-    threshold: Frequency | None = None,
+    threshold: Threshold | None = None,
     slots: str | None = None,
 ) -> EmbeddingColumn:
     """What a feature's ids become: their rows combined, `dimension` floats a sample.
@@ -237,8 +237,8 @@ def embedding_column(
         problems.append("initializer is given, and another one by init_option: give one of them")
     if categorical_column.buckets is None and (threshold is not None or slots is not None):
         problems.append("threshold and slots are for columns made by categorical_column_with_adaptive_embedding")
-    if threshold is not None and not isinstance(threshold, Frequency):
-        problems.append(f"threshold is {threshold!r}, not a Frequency")
+    if threshold is not None and not isinstance(threshold, Threshold):
+        problems.append(f"threshold is {threshold!r}, not a Frequency or a BloomFrequency")
     if slots is not None and slots not in SLOTS:
         problems.append(f"slots is {slots!r}, not one of {', '.join(map(repr, SLOTS))}")
     if problems:

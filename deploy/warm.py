@@ -14,6 +14,7 @@ import numpy as np
 
 from rockbed import (
     AdaptiveEmbedding,
+    BloomFrequency,
     Feature,
     Frequency,
     FusedEmbedding,
@@ -70,18 +71,19 @@ def train(storage: PyStorage) -> None:
         rows.lookup(KEYS, train=False)
         storage.get_rows(number, NEVER_SEEN)
     fused(opened[0], opened[-1])
-    adaptive(storage)
+    for threshold in (Frequency, BloomFrequency):
+        adaptive(storage, threshold)
     storage.put_rows(0, KEYS[:10], gradients[:10])
     storage.shrink(group=0, min_count=1)  # removes those ten
     storage.flush()
     storage.check()
 
 
-def adaptive(storage: PyStorage) -> None:
+def adaptive(storage: PyStorage, counting: type[Frequency] | type[BloomFrequency]) -> None:
     """Have ids become frequent, and stop being so. Their rows are evicted and read again, as those of `train` are."""
     rules = PyOptimizer(name="adagrad"), PyInitializer(UNIFORM)
-    threshold = Frequency(enter=2, half_life=4 * KEYS.size)
-    rows = AdaptiveEmbedding(storage, *rules, DIM, "adaptive", KEYS.size // 10, threshold=threshold)
+    threshold = counting(enter=2, half_life=4 * KEYS.size)
+    rows = AdaptiveEmbedding(storage, *rules, DIM, f"adaptive/{counting.name}", KEYS.size // 10, threshold=threshold)
     for _ in range(4):
         found = rows.lookup(KEYS)
         found.apply_gradients(np.ones_like(found.rows))

@@ -75,13 +75,14 @@ if TYPE_CHECKING:
     from rockbed.client.variable_lookup import embedding_lookup, embedding_lookup_sparse, safe_embedding_lookup_sparse
     from rockbed.client.variable_scope import AUTO_REUSE, variable_scope
     from rockbed.client.variables import get_collection
-    from rockbed.server.frequency import Frequency
+    from rockbed.server.frequency import BloomFrequency, Frequency
 
 __all__ = [
     "AUTO_REUSE",
     "AdaptiveEmbedding",
     "AdaptiveReport",
     "AdaptiveRows",
+    "BloomFrequency",
     "Connection",
     "embedding_lookup",
     "embedding_lookup_sparse",
@@ -162,6 +163,7 @@ _LAZY = {
     "embedding_lookup_sparse": "rockbed.client.variable_lookup",
     "Feature": "rockbed.client.feature",
     "fixed_size_partitioner": "rockbed.client.partitioners",
+    "BloomFrequency": "rockbed.server.frequency",
     "Frequency": "rockbed.server.frequency",
     "FusedEmbedding": "rockbed.client.fused",
     "FusedOutput": "rockbed.client.fused",

@@ -18,9 +18,10 @@ from rockbed.client.variable_options import (
     StorageOption,
     TimeEvict,
 )
-from rockbed.server.frequency import Frequency
+from rockbed.server.frequency import BloomFrequency, Frequency
 
 __all__ = [
+    "BloomFrequency",
     "CBFFilter",
     "CategoricalColumn",
     "CounterFilter",

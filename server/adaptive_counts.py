@@ -8,7 +8,7 @@ import numpy as np
 from rockbed.config import GroupConfig, whole_problems
 from rockbed.errors import InvalidConfig
 from rockbed.server.distinct import DistinctCount
-from rockbed.server.frequency import Frequencies, Frequency, make_frequency
+from rockbed.server.frequency import BloomFrequencies, Frequencies, make_frequency
 from rockbed.types import I64, AnyArray, Bool
 
 EXACT = "exact"
@@ -31,8 +31,8 @@ class AdaptiveCounts:
     journal has.
     """
 
-    def __init__(self, frequency: Frequency | None) -> None:
-        self.frequencies: Frequencies | None = None if frequency is None else Frequencies(frequency)
+    def __init__(self, frequencies: Frequencies | BloomFrequencies | None) -> None:
+        self.frequencies = frequencies
         self.changed = False  # since it was saved
         self._seen = DistinctCount()
         self._copies = 0
@@ -50,7 +50,7 @@ class AdaptiveCounts:
         if problems:
             raise InvalidConfig(f"group {config.group}, the exact part of an adaptive variable: {'; '.join(problems)}")
         threshold = variable.get("threshold")
-        return cls(None if threshold is None else make_frequency(threshold))
+        return cls(None if threshold is None else make_frequency(threshold).build(config.group, config.seed))
 
     def changed_to(self, config: GroupConfig) -> "AdaptiveCounts | None":
         """The same counts under what may be another threshold, or none."""
@@ -101,5 +101,5 @@ class AdaptiveCounts:
         """The reverse of `state`. Raises ValueError or KeyError where the arrays are damaged."""
         self._seen.restore(state["seen"])
         self._copies, self._copies_lsn = (int(each) for each in state["copies"])
-        if self.frequencies is not None and "keys" in state:
+        if self.frequencies is not None and "rule" in state:
             self.frequencies.restore(state)

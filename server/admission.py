@@ -62,7 +62,7 @@ def _at_least_one(value: int) -> str | None:
     return None if value >= 1 else "must be at least 1"
 
 
-def _keys(value: int) -> str | None:
+def keys_check(value: int) -> str | None:
     return None if 1 <= value <= _KEYS_MAX else f"must be from 1 to {_KEYS_MAX}"
 
 
@@ -70,7 +70,7 @@ def _probability(value: float) -> str | None:
     return None if 1e-15 <= value <= 1 else "must be in (0, 1], and at least 1e-15"
 
 
-def _rate(value: float) -> str | None:
+def rate_check(value: float) -> str | None:
     return None if cb.FPR_LEAST <= value < 1 else f"must be in (0, 1), and at least {cb.FPR_LEAST:g}"
 
 
@@ -101,7 +101,7 @@ class MinCount(_Rule):
 
     name: ClassVar[str] = "min_count"
     count: int = parameter(int, "count", "filter_freq", "min_count", check=_at_least_one)
-    keys_max: int = parameter(int, "keys_max", default=1 << 24, check=_keys)
+    keys_max: int = parameter(int, "keys_max", default=1 << 24, check=keys_check)
 
     def build(self, group: int, seed: int) -> Admission:
         return SightingCounts({"name": self.name}, self.keys_max, count=self.count)
@@ -114,7 +114,7 @@ class Probability(_Rule):
 
     name: ClassVar[str] = "probability"
     p: float = parameter(float, "p", "probability", check=_probability)
-    keys_max: int = parameter(int, "keys_max", default=1 << 24, check=_keys)
+    keys_max: int = parameter(int, "keys_max", default=1 << 24, check=keys_check)
 
     def build(self, group: int, seed: int) -> Admission:
         rule = {"name": self.name, "p": self.p, "group": group, "seed": seed}
@@ -128,8 +128,8 @@ class CountingBloom(_Rule):
 
     name: ClassVar[str] = "counting_bloom"
     count: int = parameter(int, "count", "filter_freq", "min_count", check=_bloom_count)
-    capacity: int = parameter(int, "capacity", "max_element_size", default=1 << 20, check=_keys)
-    fpr: float = parameter(float, "fpr", "false_positive_probability", default=0.01, check=_rate)
+    capacity: int = parameter(int, "capacity", "max_element_size", default=1 << 20, check=keys_check)
+    fpr: float = parameter(float, "fpr", "false_positive_probability", default=0.01, check=rate_check)
 
     def build(self, group: int, seed: int) -> Admission:
         return _Bloom(self.count, self.capacity, self.fpr, group, seed)

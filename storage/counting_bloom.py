@@ -9,7 +9,9 @@ with G = 0x9E3779B97F4A7C15, mix64 of rockbed.kernels, and arithmetic modulo 2^6
 
 The smallest of a key's counters is at least the number of times it was added, up to where counters stop. Adding is
 the conservative update (Estan, Varghese 2002): only counters below the new minimum are raised, which keeps that promise
-and lets keys disturb each other less than counting in all k of them.
+and lets keys disturb each other less than counting in all k of them. Halving all counters, rounding down, keeps the
+promise for counts that are halved with them (as TinyLFU ages its sketch: Einziger, Friedman, Manes 2017). Counters of
+one bit are a plain Bloom filter.
 """
 
 import fcntl
@@ -43,6 +45,7 @@ GAMMA: Any = np.uint64(0x9E3779B97F4A7C15)
 _DOMAIN: Any = np.uint64(0xA0761D6478BD642F)
 _BLOCK = 32  # keys whose counters are all asked for before the first is used
 FPR_LEAST = 1e-15  # 50 hashes
+WIDEST_MAX = (1 << 16) - 1  # what counters of 16 bits reach
 
 
 def counters_for(capacity: int, fpr: float) -> float:
@@ -66,7 +69,7 @@ def bits_for(count: int) -> int:
     for bits in (4, 8, 16):
         if count < 1 << bits:
             return bits
-    raise InvalidConfig(f"count is {count}: the widest counters of a Bloom filter, of 16 bits, stop at 65535")
+    raise InvalidConfig(f"count is {count}: the widest counters of a Bloom filter, of 16 bits, stop at {WIDEST_MAX}")
 
 
 # --- kernels ---
@@ -134,6 +137,26 @@ def _add(
             out[i] = value
 
 
+@kernel
+def _fade(words: U16, bits: int, size: int, halvings: int, flags: U16, least: int) -> tuple[int, int]:
+    above_zero = flagged = 0
+    for i in range(size):
+        word, shift = i * bits >> 4, i * bits & 15
+        value = _counter(words, bits, i * bits)
+        if value == 0:
+            continue  # most of them, and their flags are 0 too
+        faded = value >> halvings
+        if halvings:
+            words[word] = (np.int64(words[word]) & ~(((1 << bits) - 1) << shift)) | (faded << shift)
+        above_zero += faded > 0
+        if _counter(flags, 1, i):
+            if faded < least:
+                flags[i >> 4] = np.int64(flags[i >> 4]) & ~(1 << (i & 15))
+            else:
+                flagged += 1
+    return above_zero, flagged
+
+
 class CountingBloom:
     """Counters of `bits` bits in `words`, uint16[ceil(size * bits / 16)]. Not thread-safe."""
 
@@ -157,6 +180,19 @@ class CountingBloom:
         out = np.empty(keys.shape[0], np.int64)
         _add(self.words, self.bits, self.size, self.hashes, np.uint64(seed), group, keys, nums, limit, out)
         return out
+
+    def fade(self, halvings: int, flags: "CountingBloom", least: int) -> tuple[int, int]:
+        """Halve all counters, rounding down, `halvings` times (0..16), and clear the flags of those below `least`.
+
+        flags: counters of one bit, of the same size, set only where a counter is above 0.
+        Returns how many counters are above 0, and how many flags are set.
+        """
+        above_zero, flagged = _fade(self.words, self.bits, self.size, halvings, flags.words, least)
+        return int(above_zero), int(flagged)
+
+    def keys_for(self, counters: int) -> int:
+        """How many distinct keys set so many counters: n = -m/k ln(1 - X/m), an estimate (Swamidass, Baldi 2007)."""
+        return round(-self.size / self.hashes * math.log1p(-min(counters, self.size - 1) / self.size))
 
 
 def words_of(size: int, bits: int) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from rockbed import (
     AdaptiveEmbedding,
+    BloomFrequency,
     Frequency,
     GroupConflict,
     InvalidBackward,
@@ -52,6 +53,10 @@ def adaptive(storage: PyStorage, buckets: int = 5, **options: Any) -> AdaptiveEm
     """SGD at 1 from zeros, so that a weight is minus the sum of its gradients; or as the options say."""
     rules = {"optimizer": sgd(1.0), "initializer": zeros(), **options}
     return AdaptiveEmbedding(storage, dimension=DIM, name="ids", buckets=buckets, **rules)
+
+
+Counting = type[Frequency] | type[BloomFrequency]
+BOTH_COUNTS = pytest.mark.parametrize("counting", [Frequency, BloomFrequency], ids=lambda each: each.name)
 
 
 def pushed(rows: AdaptiveEmbedding, ids: I64, mask: Any = None, value: float = 1.0) -> Bool:
@@ -264,14 +269,34 @@ def test_copies_are_there_after_a_kill(open_storage: OpenStorage, tmp_path: Path
         assert_sound(after)
 
 
-def test_a_store_opened_again_goes_on(open_storage: OpenStorage) -> None:
+@BOTH_COUNTS
+def test_a_store_opened_again_goes_on(open_storage: OpenStorage, counting: Counting) -> None:
     with open_storage() as storage:
-        rows = adaptive(storage, 1, threshold=Frequency(enter=3, half_life=100))
-        pushed(rows, keys_of(1, 1, 2))
+        rows = adaptive(storage, 1, threshold=counting(enter=3, half_life=100))
+        pushed(rows, keys_of(1, 1, 2, 3, 3, 3))
     with open_storage() as storage:
-        rows = adaptive(storage, 1, threshold=Frequency(enter=3, half_life=100))
+        rows = adaptive(storage, 1, threshold=counting(enter=3, half_life=100))
+        assert rows.lookup(keys_of(1, 2, 3), train=False).mask.tolist() == [False, False, True]
+        assert rows.report().ids_exact == 1
         assert pushed(rows, keys_of(1, 2)).tolist() == [True, False]
-        assert rows.report().ids_seen == 2
+        assert rows.report().ids_seen == 3
+
+
+@BOTH_COUNTS
+def test_after_a_kill_counts_are_those_of_the_last_flush(
+    open_storage: OpenStorage, tmp_path: Path, counting: Counting
+) -> None:
+    storage = open_storage()
+    rows = adaptive(storage, 1, threshold=counting(enter=3))
+    pushed(rows, keys_of(1, 1, 1, 2, 2))
+    storage.flush()
+    assert pushed(rows, keys_of(2, 3, 3, 3)).all()
+    with PyStorage(as_after_kill(storage, tmp_path / "killed"), **QUIET) as after:
+        again = adaptive(after, 1, threshold=counting(enter=3))
+        assert again.lookup(keys_of(1, 2, 3), train=False).mask.tolist() == [True, False, False]
+        assert again.exact.lookup(keys_of(3), train=False)[0, 0] == -5  # its row is there: a copy of -2, and 3 pushes
+        assert pushed(again, keys_of(2, 3)).tolist() == [True, False]
+        assert_sound(after)
 
 
 @pytest.mark.embedded
@@ -404,8 +429,9 @@ def test_two_trainers_make_one_copy_that_loses_no_push(storage: PyStorage) -> No
 # --- the threshold ---
 
 
-def test_ids_become_frequent_and_go_back(storage: PyStorage) -> None:
-    rows = adaptive(storage, 1, threshold=Frequency(enter=4, leave=2, half_life=10))
+@BOTH_COUNTS
+def test_ids_become_frequent_and_go_back(storage: PyStorage, counting: Counting) -> None:
+    rows = adaptive(storage, 1, threshold=counting(enter=4, leave=2, half_life=10))
     assert not pushed(rows, keys_of(1, 1, 1)).any()  # counts: 1 has 3
     assert pushed(rows, keys_of(1, 2)).tolist() == [True, False]  # 4, the lookup's own occurrences included
     assert pushed(rows, keys_of(1, 2, 2, 2, 2)).all()  # 5 and 5, then, as 10 were counted, 2 and 2
@@ -446,13 +472,45 @@ def test_a_threshold_is_changed_for_everyone(open_storage: OpenStorage) -> None:
     assert one.lookup(keys_of(1), train=False).mask.all()
 
 
-def test_raising_leave_sends_ids_below_it_back(storage: PyStorage) -> None:
-    rows = adaptive(storage, 1, threshold=Frequency(enter=20, leave=5))
+@BOTH_COUNTS
+def test_raising_leave_sends_ids_below_it_back(storage: PyStorage, counting: Counting) -> None:
+    rows = adaptive(storage, 1, threshold=counting(enter=20, leave=5))
     assert pushed(rows, keys_of(*[1] * 25, *[2] * 60)).all()
-    rows.alter(threshold=Frequency(enter=100, leave=50))
+    rows.alter(threshold=counting(enter=100, leave=50))
     assert rows.lookup(keys_of(1, 2), train=False).mask.tolist() == [False, True]
     assert (rows.report().ids_exact, rows.report().returned_rows) == (1, 1)
     assert rows.storage.stats()["groups"][rows.exact.group]["adaptive"]["ids_left"] == 1
+
+
+def test_exact_counts_go_into_a_bloom_filter_and_do_not_come_back(storage: PyStorage) -> None:
+    rows = adaptive(storage, 1, threshold=Frequency(enter=4, leave=2))
+    assert pushed(rows, keys_of(1, 1, 1, 1, 2, 2, 2)).tolist() == [True] * 4 + [False] * 3
+    rows.alter(threshold=BloomFrequency(enter=4, leave=2, capacity=1000))
+    fixed = rows.report().counts_bytes
+    assert rows.threshold == {
+        **{"name": "counting_bloom", "enter": 4, "leave": 2, "half_life": 0, "capacity": 1000, "fpr": 0.01}
+    }
+    assert rows.lookup(keys_of(1, 2), train=False).mask.tolist() == [True, False]
+    assert pushed(rows, keys_of(1, 2)).all()
+    assert (rows.report().ids_exact, rows.report().counts_bytes) == (2, fixed)
+    rows.alter(threshold=BloomFrequency(enter=4, leave=2, capacity=2000))  # another filter: counting begins anew
+    assert not pushed(rows, keys_of(1, 2)).any()
+    rows.alter(threshold=Frequency(enter=4, leave=2))
+    assert not pushed(rows, keys_of(1, 1, 1, 2)).any()
+    assert (rows.report().ids_exact, rows.report().returned_rows) == (0, 2)
+    assert pushed(rows, keys_of(1, 2)).tolist() == [True, False]
+
+
+def test_counts_in_a_bloom_filter_take_a_fraction_of_the_memory(storage: PyStorage) -> None:
+    size = {}
+    for threshold in (Frequency(enter=20), BloomFrequency(enter=20, capacity=20_000)):
+        rows = adaptive(storage, 10)
+        rows.alter(threshold=threshold)
+        rows.lookup(np.arange(20_000))
+        size[threshold.name] = rows.report().counts_bytes
+        rows.alter(threshold=None)
+    assert size["frequency"] >= 24 * 20_000
+    assert size["counting_bloom"] == pytest.approx(10.8 * 20_000, rel=0.01)  # 9.6 counters of 9 bits an id
 
 
 def test_a_mask_goes_before_the_threshold_and_counts_nothing(storage: PyStorage) -> None:
@@ -488,6 +546,7 @@ def test_the_report_says_what_is_saved(storage: PyStorage) -> None:
         ({"threshold": {"name": "frequency", "enter": 3, "leave": 3}}, InvalidConfig, "leave=3 must be below enter=3"),
         ({"threshold": {"name": "frequency", "enter": 3, "half_life": -1}}, InvalidConfig, "half_life=-1"),
         ({"threshold": {"name": "frequency"}}, InvalidConfig, "enter"),
+        ({"threshold": {"name": "counting_bloom", "enter": 3, "fpr": 0.0}}, InvalidConfig, "fpr=0.0 must be in"),
         ({"threshold": 3}, InvalidConfig, "threshold: expected"),
     ],
 )

@@ -1,5 +1,6 @@
 """Which ids are frequent, against a dict; how many distinct ones there were; which journal entry began a step."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,23 +8,23 @@ import pytest
 
 from rockbed.errors import InvalidConfig, UnknownName
 from rockbed.server.distinct import DistinctCount
-from rockbed.server.frequency import Frequencies, Frequency, make_frequency
+from rockbed.server.frequency import BloomFrequencies, BloomFrequency, Frequencies, Frequency, make_frequency
 from rockbed.server.step_marks import StepMarks
 from rockbed.types import I64, AnyArray
 
 
 class Counts:
-    """The same in Python, an id at a time; with room for every id."""
+    """The same in Python, an id at a time; with room for every id. stop: where counts stop."""
 
-    def __init__(self, enter: int, leave: int, half_life: int) -> None:
-        self._enter, self._leave, self._half_life = enter, leave, half_life
+    def __init__(self, enter: int, leave: int, half_life: int, stop: int = 1 << 62) -> None:
+        self._enter, self._leave, self._half_life, self._stop = enter, leave, half_life, stop
         self.counts: dict[int, int] = {}
         self.frequent: set[int] = set()
         self.total = self.left = 0
 
     def count(self, keys: I64, counts: I64) -> list[bool]:
         for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
-            self.counts[key] = self.counts.get(key, 0) + count
+            self.counts[key] = min(self.counts.get(key, 0) + count, self._stop)
             if self.counts[key] >= self._enter:
                 self.frequent.add(key)
         found = [key in self.frequent for key in keys.tolist()]
@@ -58,6 +59,107 @@ def test_they_are_what_a_dict_counts(enter: int, leave: int, half_life: int) -> 
     assert frequencies.ids == len(model.counts)
 
 
+@pytest.mark.parametrize(
+    ("enter", "leave", "half_life", "stop", "most"),
+    [
+        (2, 1, 0, 15, 8),
+        (5, 2, 700, 15, 8),
+        (9, 8, 300, 255, 8),
+        (15, 7, 700, 15, 8),
+        (30, 3, 900, 255, 8),
+        (300, 200, 40_000, 65_535, 200),
+    ],
+)
+def test_with_room_enough_a_bloom_filter_counts_the_same_up_to_where_counters_stop(
+    enter: int, leave: int, half_life: int, stop: int, most: int
+) -> None:
+    given = {"enter": enter, "leave": leave, "half_life": half_life}
+    rule = BloomFrequency(**given, capacity=6000, fpr=1e-9)
+    frequencies, model = rule.build(3, 7), Counts(**given, stop=stop)
+    rng = np.random.default_rng(1)
+    for step in range(120):
+        keys = np.unique((rng.zipf(1.3, 200) + step // 20 * 10) % 5000) - 2500  # others are popular later
+        counts = rng.integers(1, most, keys.size, endpoint=True)
+        assert frequencies.count(keys, counts).tolist() == model.count(keys, counts)
+        if step == 60:  # saved and read again
+            state, frequencies = frequencies.state(), rule.build(3, 7)
+            frequencies.restore(state)
+    everything = np.arange(-2600, 2600)
+    assert set(everything[frequencies.frequent(everything)].tolist()) == model.frequent
+    # estimated, from as many bits as there were ids
+    assert frequencies.ids == pytest.approx(len(model.counts), rel=0.05, abs=2)
+    assert frequencies.frequent_ids == pytest.approx(len(model.frequent), rel=0.05, abs=2)
+    assert frequencies.left == pytest.approx(model.left, rel=0.1, abs=2)
+    assert model.left > 0 or not half_life
+
+
+@pytest.mark.parametrize(("fpr", "over"), [(0.1, 1), (0.01, 1), (0.01, 3)])
+def test_a_bloom_filter_is_never_too_late_and_as_seldom_too_early_as_the_formula_says(fpr: float, over: int) -> None:
+    ids = np.arange(10_000 * over)
+    rule = BloomFrequency(enter=20, leave=5, half_life=15 * ids.size, capacity=10_000, fpr=fpr)
+    bloom, exact = rule.build(1, 2), Counts(20, 5, 15 * ids.size, stop=255)
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        keys, counts = np.unique(rng.choice(ids, ids.size), return_counts=True)
+        found, wanted = bloom.count(keys, counts), np.array(exact.count(keys, counts))
+        assert not (wanted & ~found).any()
+    m, k = math.ceil(10_000 * -math.log(fpr) / math.log(2) ** 2), math.ceil(-math.log2(fpr))
+    chance = (1 - math.exp(-k * ids.size / m)) ** k
+    frequent = np.isin(ids, list(exact.frequent))
+    assert 0.1 < frequent.mean() < 0.9
+    wrong = (bloom.frequent(ids) & ~frequent).sum()
+    assert wrong <= ids.size * chance + 5 * math.sqrt(ids.size * chance)
+
+
+def test_the_memory_of_a_bloom_filter_is_what_capacity_and_rate_say() -> None:
+    for enter, leave, bits in ((15, 7, 4), (15, 8, 8), (16, 1, 8), (255, 1, 8), (256, 1, 16), (65_535, 32_767, 16)):
+        bloom = BloomFrequency(enter=enter, leave=leave, capacity=100_000, fpr=0.01).build(0, 0)
+        assert bloom.memory_bytes() == pytest.approx(958_506 * (bits + 1) / 8, abs=4)
+        bloom.count(np.arange(300_000), np.ones(300_000, np.int64))
+        assert bloom.memory_bytes() == pytest.approx(958_506 * (bits + 1) / 8, abs=4)
+
+
+def test_an_id_whose_counter_has_stopped_stays_frequent_when_it_is_halved_once() -> None:
+    bloom = BloomFrequency(enter=15, leave=8, half_life=100).build(0, 0)
+    for _ in range(5):
+        assert bloom.count(np.array([1]), np.array([100])).all()
+        assert bloom.frequent(np.array([1])).all()
+    assert bloom.left == 0
+
+
+def test_a_filter_of_another_shape_begins_anew() -> None:
+    state = _counted(BloomFrequency(enter=3, capacity=1000)).state()
+    for other in ({"capacity": 1001}, {"fpr": 0.02}, {"enter": 16}):
+        given: dict[str, Any] = {"enter": 3, "capacity": 1000, **other}
+        again = BloomFrequency(**given).build(0, 0)
+        again.restore(state)
+        assert not again.frequent(np.array([1, 2])).any()
+        assert (again.ids, again.frequent_ids) == (0, 0)
+        assert again.count(np.array([1]), np.array([given["enter"] - 1])).tolist() == [False]
+    same = BloomFrequency(enter=4, leave=3, capacity=1000).build(0, 0)
+    same.restore(state)
+    assert same.frequent(np.array([1, 2])).tolist() == [True, False]
+
+
+def test_counters_that_are_damaged_are_refused() -> None:
+    rule = BloomFrequency(enter=3, capacity=1000)
+    state = _counted(rule).state()
+    wrong: list[tuple[str, AnyArray]] = [("words", state["words"][1:]), ("frequent", state["frequent"].view(np.int16))]
+    for name, damaged in wrong:
+        with pytest.raises(ValueError, match=r"int16\["):
+            rule.build(0, 0).restore({**state, name: damaged})
+    for name in ("words", "frequent", "rule", "total"):
+        with pytest.raises(KeyError):
+            rule.build(0, 0).restore({each: value for each, value in state.items() if each != name})
+
+
+def _counted(rule: BloomFrequency) -> BloomFrequencies:
+    """An id that was seen five times, and one that was twice."""
+    bloom = rule.build(0, 0)
+    assert bloom.count(np.array([1, 2]), np.array([5, 2])).tolist() == [True, False]
+    return bloom
+
+
 def test_memory_is_bounded_and_rare_ids_are_forgotten_first() -> None:
     frequencies = Frequencies(Frequency(enter=50, leave=10, keys_max=1000))
     often = np.arange(100)
@@ -85,7 +187,13 @@ def test_as_many_halvings_as_multiples_are_passed() -> None:
         ({"name": "frequency", "enter": 2.5}, InvalidConfig, "enter must be of type int"),
         ({"name": "frequency", "enter": 5, "keys_max": 0}, InvalidConfig, "keys_max=0"),
         ({"enter": 5}, InvalidConfig, "give a mapping like"),
-        ({"name": "often", "enter": 5}, UnknownName, "frequency"),
+        ({"name": "often", "enter": 5}, UnknownName, "counting_bloom, frequency"),
+        ({"name": "counting_bloom", "enter": 5, "keys_max": 9}, UnknownName, "capacity"),
+        ({"name": "counting_bloom", "enter": 5, "leave": 5}, InvalidConfig, "leave=5 must be below enter=5"),
+        ({"name": "counting_bloom", "enter": 5, "capacity": 0}, InvalidConfig, "capacity=0 must be from 1"),
+        ({"name": "counting_bloom", "enter": 5, "fpr": 1.0}, InvalidConfig, "fpr=1.0 must be in"),
+        ({"name": "counting_bloom", "enter": 65_536}, InvalidConfig, "enter=65536 and twice leave=1 must be at most"),
+        ({"name": "counting_bloom", "enter": 60_000, "leave": 32_768}, InvalidConfig, "twice leave=32768"),
     ],
 )
 def test_thresholds_that_cannot_be(threshold: dict[str, Any], error: Any, said: str) -> None:

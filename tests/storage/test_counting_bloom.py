@@ -85,6 +85,37 @@ def test_adding_and_asking_are_their_specification(
         assert bloom.least(keys, group=group, seed=seed).tolist() == least
 
 
+@given(
+    st.lists(st.tuples(KEYS, st.integers(1, 40), st.booleans()), max_size=50),
+    st.sampled_from([4, 8, 16]),
+    st.integers(1, 70),
+    st.integers(0, 16),
+    st.integers(0, 20),
+)
+def test_fading_is_its_specification(
+    sent: list[tuple[int, int, bool]], bits: int, size: int, halvings: int, least: int
+) -> None:
+    bloom, flags = filter_of(size, bits, 3), filter_of(size, 1, 3)
+    for key, num, flagged in sent:
+        bloom.add(array(key), array(num), limit=(1 << bits) - 1, group=1, seed=2)
+        if flagged:
+            flags.add(array(key), array(1), limit=1, group=1, seed=2)
+    before, flagged_before = counters_in(bloom.words.tobytes(), bits, size), counters_in(flags.words.tobytes(), 1, size)
+    counts = [value >> halvings for value in before]
+    stay = [int(flag and count >= least) for flag, count in zip(flagged_before, counts, strict=True)]
+    assert bloom.fade(halvings, flags, least) == (sum(count > 0 for count in counts), sum(stay))
+    assert counters_in(bloom.words.tobytes(), bits, size) == counts
+    assert counters_in(flags.words.tobytes(), 1, size) == stay
+
+
+def test_how_many_keys_there_are_is_estimated_from_the_counters_they_set() -> None:
+    bloom, flags = filter_of(96_000, 4, 7), filter_of(96_000, 1, 7)
+    for n in (1_000, 10_000, 30_000):
+        bloom.add(np.arange(n), np.ones(n, np.int64), limit=15, group=0)
+        assert bloom.keys_for(bloom.fade(0, flags, 0)[0]) == pytest.approx(n, rel=0.02)
+    assert (bloom.keys_for(0), bloom.keys_for(96_000)) == (0, bloom.keys_for(95_999))  # full: at least so many
+
+
 def test_a_count_as_large_as_it_can_be_does_not_overflow() -> None:
     bloom = filter_of(1_000, 16, 3)
     assert bloom.add(array(5), array(2**63 - 1), limit=65_535, group=0).tolist() == [65_535]

@@ -10,8 +10,8 @@ more than `--threshold` values with
 - quotient-remainder tables: V / c rows for the remainders and c for the quotients, c being `--collisions`, so that each
   value keeps an embedding of its own; its two rows added, multiplied, or side by side at half the width;
 - an adaptive embedding: V / c rows that the values share by hashing, and rows of their own for those that occur
-  `--frequent` times: told by a mask from the first step on, or counted by the store, which has them begin as copies of
-  the shared rows when they have been seen so often.
+  `--frequent` times: told by a mask from the first step on, or counted by the store, exactly or in a Bloom filter for
+  as many values as there are, which has them begin as copies of the shared rows when they have been seen so often.
 
 Features of fewer values have a row for each in every line. Every model begins with embeddings of the same spread, and
 goes through the examples once, as in the paper, unless `--epochs` says more. Every figure printed is measured in that
@@ -36,7 +36,8 @@ from examples.fm import auc, log_loss
 from examples.torch_comparison import RATE, Fused, InRockbed, add_source_options, examples_of, scores, trained
 from examples.torch_dlrm import DLRM
 from examples.trainer import Plan, add_plan_options, plan_of
-from rockbed import Frequency, PyInitializer, PyOptimizer, PyStorage, feature_column
+from rockbed import BloomFrequency, Frequency, PyInitializer, PyOptimizer, PyStorage, feature_column
+from rockbed.server.frequency import Threshold
 from rockbed.types import I64
 
 SPREAD = 0.1  # embeddings begin uniformly within +-SPREAD, or with that variance where they are made of two rows
@@ -96,7 +97,9 @@ def quotient_remainder(operation: str, spread: float) -> Kind:
     return make
 
 
-def adaptive(*, masked: bool) -> Kind:
+def adaptive(threshold: Callable[[Size], Threshold] | None) -> Kind:
+    """threshold: of what the store counts; None = a mask says which values have rows of their own."""
+
     def make(store: InRockbed, name: str, size: Size) -> Rows:
         buckets = -(-size.values // size.collisions)
         column = feature_column.embedding_column(
@@ -104,13 +107,13 @@ def adaptive(*, masked: bool) -> Kind:
             size.dim,
             initializer=uniform(SPREAD),
             name=name,
-            threshold=None if masked else Frequency(enter=size.frequent),
+            threshold=None if threshold is None else threshold(size),
         )
         optimizer = PyOptimizer(name="adagrad", gamma=RATE)
         worth_a_row = torch.from_numpy(size.occurrences >= size.frequent)
 
         def rows(ids: Any, train: bool) -> Any:
-            masks = {"value": worth_a_row[ids]} if masked else None
+            masks = {"value": worth_a_row[ids]} if threshold is None else None
             return rockbed.torch.input_layer(
                 {"value": ids}, column, masks, storage=store.storage, optimizer=optimizer, train=train
             )
@@ -131,8 +134,9 @@ KINDS: dict[str, Kind | None] = {
     "quotient-remainder, add": quotient_remainder("add", SPREAD / 2**0.5),
     "quotient-remainder, mult": quotient_remainder("mult", (3 * SPREAD**2) ** 0.25),
     "quotient-remainder, concat": quotient_remainder("concat", SPREAD),
-    "adaptive, by a mask": adaptive(masked=True),
-    "adaptive, counted": adaptive(masked=False),
+    "adaptive, by a mask": adaptive(None),
+    "adaptive, counted": adaptive(lambda size: Frequency(enter=size.frequent)),
+    "adaptive, Bloom filter": adaptive(lambda size: BloomFrequency(enter=size.frequent, capacity=size.values)),
 }
 
 

@@ -185,8 +185,7 @@ class _Bringing:
             fetched = exact.fetched_now(self._keys, *early)
             begin = self._to_begin(fetched, now_ms)
             expired = begin & (exact.table.find(self._keys, 0)[0] >= 0)
-            rows, created = exact.place(fetched, begin, now_ms, k.PINNED)
-            held = rows[rows >= 0]
+            rows, created = exact.place(fetched, begin, now_ms)
             done = False
             try:
                 if ahead is not None and begin.any():
@@ -198,7 +197,6 @@ class _Bringing:
                         self._variable.counts.copied(put.keys.size, lsn)
                 done = True
             finally:
-                k.change_flags(exact.table.flags, held, k.PINNED, 0)
                 if not done:  # no row may begin as anything but a copy
                     exact.table.remove(rows[begin & ~expired])
                     exact.table.header[rows[expired], 1] = exact.oldest_ms(now_ms)  # perhaps on disk, so it stays here

@@ -187,35 +187,30 @@ class Group:
 
     # --- rows for keys that are not in memory ---
 
-    def place(self, fetched: Fetched, create: Bool, now_ms: int, flags: int = 0) -> tuple[I64, I64]:
+    def place(self, fetched: Fetched, create: Bool, now_ms: int) -> tuple[I64, I64]:
         """The row of each key: as another thread placed it, loaded from disk, created where `create`, or -1.
 
-        fetched.keys: distinct. flags: put on the rows. With the lock held. Raises NeedSpace, with nothing changed.
+        fetched.keys: distinct. With the lock held. Raises NeedSpace, with nothing changed.
         Returns the rows, int64[n], and the positions of keys whose row was created, int64[m].
         """
         table, keys = self.table, fetched.keys
-        rows, _ = table.find(keys, k.TOUCHED | k.PINNED | flags)  # pinned: making room must not evict them
-        held = rows[rows >= 0]
-        try:
-            absent = rows < 0
-            alive = headers_of(fetched.records)["update_time"] > self.oldest_ms(now_ms)
-            load = fetched.found[alive & absent[fetched.found]]
-            make = absent & create
-            make[load] = False
-            made = np.flatnonzero(make)
+        rows, _ = table.find(keys)
+        absent = rows < 0
+        alive = headers_of(fetched.records)["update_time"] > self.oldest_ms(now_ms)
+        load = fetched.found[alive & absent[fetched.found]]
+        make = absent & create
+        make[load] = False
+        made = np.flatnonzero(make)
+        with table.pinned(rows):
             table.ensure_room(load.size + made.size)
-        except BaseException:
-            k.change_flags(table.flags, held, k.PINNED, 0)
-            raise
-        k.change_flags(table.flags, held, k.PINNED & ~flags, 0)
         self._expire_placed(keys, rows, create, now_ms)
         if load.size:
             records = fetched.records[alive & absent[fetched.found]]
-            rows[load] = table.allocate(keys[load], flags)
+            rows[load] = table.allocate(keys[load])
             table.load(records, rows[load], (headers_of(records)["flags"] & FLAG_FRESH).astype(np.uint8))
             self.counters.disk_hits += load.size
         if made.size:
-            rows[made] = table.allocate(keys[made], flags)
+            rows[made] = table.allocate(keys[made])
             self._begin(keys[made], rows[made], now_ms, self.host.last_lsn())
             stale = np.zeros(keys.size, np.bool_)
             stale[fetched.found[~alive]] = True
@@ -261,13 +256,11 @@ class Group:
         room in memory. rows: -1 at `missing` positions, filled then. With the lock held."""
         if self.may_be_on_disk or self.admission is not None or self.config.padding_key is not None:
             return False
-        k.change_flags(self.table.flags, rows, 0, k.PINNED)  # making room must not evict the rows already found
         try:
-            new = self.table.insert(keys, rows, missing)
+            with self.table.pinned(rows):
+                new = self.table.insert(keys, rows, missing)
         except NeedSpace:
             return False
-        finally:
-            k.change_flags(self.table.flags, rows, k.PINNED, 0)
         self._begin(keys[new], rows[new], now_ms, self.host.last_lsn())
         self.counters.inserts += new.size
         self.counters.rows += new.size

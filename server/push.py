@@ -90,17 +90,16 @@ def not_finite_rows(grads: F32) -> I64:
 
 @dataclass(slots=True)
 class Prepared:
-    """A group's share of a push, validated, with its rows pinned in memory.
+    """A group's share of a push, validated, with its rows in memory: they stay there while the group's lock is held.
 
-    rows: int64[m], distinct unless `sequential`; grads: float32[m, dim], or still to be summed; step: the global one,
-    or -1; pinned, created: rows to let go of, or undo; counted: counters as they were before.
+    rows: int64[m], distinct unless `sequential`; grads: float32[m, dim], or still to be summed; created: rows made for
+    the push; step: the global one, or -1; counted: counters as they were before.
     """
 
     group: Group
     rows: I64
     keys: I64
     grads: F32 | BagSums
-    pinned: I64
     created: I64
     step: int = -1
     counted: dict[str, int] = field(default_factory=dict)
@@ -127,16 +126,15 @@ class Prepared:
             group.stepped(self.step, lsn)
 
     def release(self, *, undo: bool) -> None:
-        """Let the rows be evicted again; with `undo`, forget those that were created for this push."""
+        """With `undo`, forget the rows that were created for this push. With the lock held."""
+        if not undo:
+            return
         group = self.group
-        k.change_flags(group.table.flags, self.pinned, k.PINNED, 0)
-        if undo and self.created.size:
-            group.table.remove(self.created)
-            group.counters.rows -= self.created.size
-            group.counters.inserts -= self.created.size
-        if undo:
-            for name, count in self.counted.items():
-                setattr(group.counters, name, count)
+        group.table.remove(self.created)
+        group.counters.rows -= self.created.size
+        group.counters.inserts -= self.created.size
+        for name, count in self.counted.items():
+            setattr(group.counters, name, count)
 
 
 def counted(group: Group) -> dict[str, int]:
@@ -162,41 +160,35 @@ def seen_of(given: Share) -> Seen | None:
 
 
 def _find(group: Group, given: Share) -> tuple[I64, int]:
-    seen, touch = seen_of(given), k.TOUCHED | k.PINNED
+    seen = seen_of(given)
     if seen is None or not seen.holds(group.table):
-        return group.table.find(given.keys, touch)
-    group.table.touch(seen.rows, touch)
+        return group.table.find(given.keys)
     return seen.rows.copy(), 0
 
 
 def prepare(group: Group, given: Share, step: int, ahead: Fetched, left: int, now_ms: int) -> Prepared:
-    """Find or create the row of each key, pin it, and sum the gradients of repeated keys. With the lock held.
+    """Find or create the row of each key, and sum the gradients of repeated keys. With the lock held.
 
-    step: what `validated` gave. ahead: rows read from disk while table.left was `left`.
-    Raises NeedSpace, GradientNotFinite; then nothing is pinned or created.
+    step: what `validated` gave. ahead: rows read from disk after table.left was `left`.
+    Raises NeedSpace, GradientNotFinite; then nothing is created.
     """
     config, counters = group.config, group.counters
     if group.tier is not None:  # since the caller looked
         group.tier.empty()
     keys = given.keys
     rows, missing = _find(group, given)
-    pinned = rows.copy()  # of `rows`, those that turn out expired or padding become -1
-    created: I64 = np.empty(0, np.int64)
-    before = counted(group)
+    created, before = _NONE, counted(group)
     try:
         missing += group.hide_padding(keys, rows)
         missing += group.expire(keys, rows, now_ms, restart=config.absent == "init")
         if missing:
             rows, created = _place(group, keys, rows, ahead, left, now_ms)
-            pinned = np.concatenate([pinned, rows])
         prepared = (
             _combine_bags(group, given, rows) if isinstance(given, BagGradients) else _combine(group, given, rows)
         )
-        prepared.pinned, prepared.created, prepared.counted = pinned[pinned >= 0], created, before
-        prepared.step = step
+        prepared.created, prepared.counted, prepared.step = created, before, step
     except BaseException:
-        pinned = np.concatenate([pinned[pinned >= 0], created])
-        Prepared(group, rows, keys, np.empty((0, 0), np.float32), pinned, created, counted=before).release(undo=True)
+        Prepared(group, rows, keys, np.empty((0, 0), np.float32), created, counted=before).release(undo=True)
         raise
     counters.push_keys += keys.size
     return prepared
@@ -210,7 +202,8 @@ def _place(group: Group, keys: I64, rows: I64, ahead: Fetched, left: int, now_ms
     create = np.full(distinct.size, config.absent == "init")
     if group.admission is not None:
         create &= group.admission.is_admitted(distinct)
-    placed, made = group.place(fetched, create, now_ms, k.PINNED)
+    with group.table.pinned(rows):
+        placed, made = group.place(fetched, create, now_ms)
     rows = rows.copy()
     rows[positions] = placed[inverse]
     dropped = int((rows[positions] < 0).sum())
@@ -247,7 +240,7 @@ def _combine_bags(group: Group, given: BagGradients, rows: I64) -> Prepared:
     keys, rows = given.keys[first[:count]], rows[first[:count]]
     sums = given.by_row(inverse, count)
     if (for_journal := sums.for_journal()) is not None:
-        return Prepared(group, rows, keys, for_journal, _NONE, _NONE)
+        return Prepared(group, rows, keys, for_journal, _NONE)
     return _summed(group, rows, keys, sums.all(data, rows), finite=False)
 
 
@@ -261,7 +254,7 @@ def _in_turn(group: Group, keys: I64, rows: I64, grads: F32, *, owned: bool) -> 
         rows, keys, grads = rows[keep], keys[keep], grads[keep]
     elif not owned:
         keys, grads = keys.copy(), grads.copy()
-    return Prepared(group, rows, keys, grads, _NONE, _NONE)
+    return Prepared(group, rows, keys, grads, _NONE)
 
 
 def _summed(group: Group, rows: I64, keys: I64, grads: F32, *, finite: bool) -> Prepared:
@@ -275,7 +268,7 @@ def _summed(group: Group, rows: I64, keys: I64, grads: F32, *, finite: bool) -> 
             good = np.ones(rows.size, np.bool_)
             good[bad] = False
             rows, keys, grads = rows[good], keys[good], grads[good]
-    return Prepared(group, rows, keys, grads, _NONE, _NONE)
+    return Prepared(group, rows, keys, grads, _NONE)
 
 
 # --- after the journal ---

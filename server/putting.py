@@ -93,17 +93,17 @@ def _put(engine: "Engine", group: Group, sent: Put, *, keep: bool) -> int:
         if not part.keys.size:
             return 0
         table = group.table
-        rows, missing = table.find(part.keys, k.TOUCHED | k.PINNED)
-        held, created = rows[rows >= 0], np.empty(0, np.int64)
-        prepared = push.Prepared(group, rows, part.keys, part.data, held, created)
+        rows, missing = table.find(part.keys)
+        prepared = push.Prepared(group, rows, part.keys, part.data, np.empty(0, np.int64))
         done = False
         try:
             if missing:
                 absent = np.flatnonzero(rows < 0)
                 keys = part.keys[absent]
                 fetched = group.fetched_now(keys, ahead, left)
-                rows[absent], made = group.place(fetched, np.ones(keys.size, np.bool_), now_ms, k.PINNED)
-                prepared.pinned, prepared.created = rows, rows[absent][made]
+                with table.pinned(rows.copy()):
+                    rows[absent], made = group.place(fetched, np.ones(keys.size, np.bool_), now_ms)
+                prepared.created = rows[absent][made]
             lsn = engine.journal.append(Kind.PUT, now_ms, put_parts(part))
             done = True
             with engine.must_succeed(lsn):
@@ -141,12 +141,8 @@ def replay(group: Group, put: Put, lsn: int) -> None:
     """Store the rows of a journal entry that have not seen it. Takes the lock. Raises NeedSpace."""
     with group.lock:
         keys, table = np.array(put.keys), group.table  # a copy: kernels are compiled for writable arrays only
-        rows, missing = table.find(keys, k.TOUCHED | k.PINNED)
-        pinned = rows
-        try:
-            if missing:
-                pinned = rows = place_for_replay(group, keys, rows, lsn)
-            unseen = table.header[rows, 3] < lsn
-            store(group, rows[unseen], put.part(unseen), lsn)
-        finally:
-            k.change_flags(table.flags, pinned, k.PINNED, 0)
+        rows, missing = table.find(keys)
+        if missing:
+            rows = place_for_replay(group, keys, rows, lsn)
+        unseen = table.header[rows, 3] < lsn
+        store(group, rows[unseen], put.part(unseen), lsn)

@@ -5,7 +5,6 @@ import numpy as np
 from rockbed.server import push
 from rockbed.server.bag_gradients import BagSource, BagSums
 from rockbed.server.group import Group
-from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import BagSection, Section
 from rockbed.types import F32, I64
 
@@ -16,22 +15,17 @@ def replay(group: Group, section: Section | BagSection, now_ms: int, lsn: int) -
     """Apply a journal entry's section to the rows that have not seen it. Takes the lock. Raises NeedSpace."""
     with group.lock:
         keys, table = np.array(section.keys), group.table  # a copy: kernels are compiled for writable arrays only
-        rows, missing = table.find(keys, k.TOUCHED | k.PINNED)
-        pinned = rows
-        try:
-            if missing:
-                rows = place_for_replay(group, keys, rows, lsn)
-                pinned = rows
-            unseen = table.header[rows, 3] < lsn
-            begin = unseen & (section.fresh != 0)
-            restart, at = np.unique(rows[begin], return_index=True)
-            if restart.size:
-                group._begin(keys[begin][at], restart, now_ms, lsn - 1)
-            grads = np.ascontiguousarray(_sums_of(section)[unseen])
-            sequential = isinstance(section, Section) and section.sequential
-            push.apply(group, rows[unseen], grads, sequential, section.step, now_ms, lsn)
-        finally:
-            k.change_flags(table.flags, pinned, k.PINNED, 0)
+        rows, missing = table.find(keys)
+        if missing:
+            rows = place_for_replay(group, keys, rows, lsn)
+        unseen = table.header[rows, 3] < lsn
+        begin = unseen & (section.fresh != 0)
+        restart, at = np.unique(rows[begin], return_index=True)
+        if restart.size:
+            group._begin(keys[begin][at], restart, now_ms, lsn - 1)
+        grads = np.ascontiguousarray(_sums_of(section)[unseen])
+        sequential = isinstance(section, Section) and section.sequential
+        push.apply(group, rows[unseen], grads, sequential, section.step, now_ms, lsn)
         if section.step >= 0:
             group.stepped(section.step, lsn)
 
@@ -53,11 +47,12 @@ def _sums_of(section: Section | BagSection) -> F32:
 
 
 def place_for_replay(group: Group, keys: I64, rows: I64, lsn: int) -> I64:
-    """`rows` with each -1 loaded from disk, or created as older than entry `lsn`; pinned. With the lock held."""
+    """`rows` with each -1 loaded from disk, or created as older than entry `lsn`. With the lock held."""
     positions = np.flatnonzero(rows < 0)
     distinct, inverse = np.unique(keys[positions], return_inverse=True)
     # expiry was decided when the entry was written (its `fresh` flags): whatever is on disk is taken as it is
-    placed, made = group.place(group.fetch(distinct), np.ones(distinct.size, np.bool_), _BEFORE_ALL, k.PINNED)
+    with group.table.pinned(rows):
+        placed, made = group.place(group.fetch(distinct), np.ones(distinct.size, np.bool_), _BEFORE_ALL)
     group.table.header[placed[made], 3] = lsn - 1
     rows = rows.copy()
     rows[positions] = placed[inverse]

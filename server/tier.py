@@ -175,11 +175,9 @@ class Tier:
         # a row of memory may be on its way to rows/: it is marked dirty again, so it will be written once more
         heads, table = headers_of(records), self._group.table
         keys = np.ascontiguousarray(heads["key"])
-        rows, missing = table.find(keys, k.TOUCHED | k.PINNED)  # pinned: making room must not evict them
-        try:
+        rows, missing = table.find(keys)
+        with table.pinned(rows):
             table.ensure_room(missing)
-        finally:
-            k.change_flags(table.flags, rows, k.PINNED, 0)
         absent = np.flatnonzero(rows < 0)
         rows[absent] = table.allocate(keys[absent])
         k.change_flags(table.flags, rows, k.FRESH, k.DIRTY)

@@ -9,11 +9,12 @@ import math
 import numpy as np
 
 from rockbed.kernels import inlined, kernel
-from rockbed.storage.hot_kernels import prefetch_weights
+from rockbed.storage.hot_kernels import prefetch_floats, prefetch_weights
 from rockbed.types import F32, I32, I64
 
 SUM, MEAN, SQRTN = 0, 1, 2
 _AHEAD = 24
+_CACHED = 1 << 18  # gradients that are likely in the cache: to ask for those ahead would only cost time
 
 
 @kernel
@@ -96,6 +97,8 @@ def pool_rows(
     d = np.uint64(dim)
     start = np.uint64(column)
     for b in range(low, high):
+        if b + _AHEAD < high:
+            prefetch_floats(out, (b + _AHEAD) * out.shape[1] + column, dim)
         for j in range(d):
             out[b, start + j] = 0
         for i in range(offsets[b], offsets[b + 1]):
@@ -280,7 +283,10 @@ def sum_bags(
     dim = np.uint64(sums.shape[1])
     plain = weights.shape[0] == 0 and scale.shape[0] == 0
     part = np.empty(sums.shape[1], np.float32)
+    far = source.shape[0] > _CACHED
     for u in range(low, high):
+        if far and u + _AHEAD < high:
+            prefetch_floats(source, at[bag[order[starts[u + _AHEAD]]]], sums.shape[1])
         to = np.uint64(u - low)
         if limits.shape[0] == 0 and plain:
             start = np.uint64(at[bag[order[starts[u]]]])

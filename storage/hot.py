@@ -4,6 +4,8 @@ No locking and no I/O here: the group's lock is held by the caller, dirty rows a
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -99,24 +101,28 @@ class HotTable:
         )
         return rows, sum(missing)
 
-    def touch(self, rows: I64, touch: int) -> None:
-        """What `find` does to the rows that it finds. rows: int64[n], all in memory."""
-        self.calls += 1
-        in_parts(rows.shape[0], lambda part: k.change_flags(self.flags, rows[part], 0, touch))
-
     def gather(self, rows: I64, out: F32) -> None:
         """out[i] = the weights of rows[i], zeros where it is -1. out: float32[n, dim], C-contiguous."""
         in_parts(rows.shape[0], lambda part: k.gather(self.data, rows[part], self.dim, out[part]))
 
     # --- rows come ---
 
+    @contextmanager
+    def pinned(self, rows: I64) -> Iterator[None]:
+        """With rows that must not be evicted where the block makes room. rows: int64[n], those below 0 are none."""
+        k.change_flags(self.flags, rows, 0, k.PINNED)
+        try:
+            yield
+        finally:
+            k.change_flags(self.flags, rows, k.PINNED, 0)
+
     def ensure_room(self, rows: int) -> None:
         """Have `rows` free rows, by growing or by evicting clean ones. Raises NeedSpace where that is not enough."""
         if self._free_count < rows:
             self._make_room(rows)
 
-    def allocate(self, keys: I64, flags: int = 0) -> I64:
-        """Rows for distinct keys that are not in memory, entered in the index and marked used (and `flags`).
+    def allocate(self, keys: I64) -> I64:
+        """Rows for distinct keys that are not in memory, entered in the index and marked used.
 
         `ensure_room` has been called for as many.
         """
@@ -127,7 +133,7 @@ class HotTable:
         self._grow_index(wanted)
         ix.insert_rows(self.index, keys, rows)
         self.header[rows, 0] = keys
-        self.flags[rows] = k.USED | k.TOUCHED | flags
+        self.flags[rows] = k.USED | k.TOUCHED
         self.count += wanted
         return rows
 
@@ -248,9 +254,8 @@ class HotTable:
         return rows[:found]
 
     def memory_bytes(self) -> int:
-        """Bytes of memory that the table's arrays take now."""
-        marks = self._left_marks.nbytes if self.left else 0
-        return self.high * (self.row_bytes - int(_LOAD * 1.5 * ix.ENTRY_BYTES)) + self.index.nbytes + marks
+        """Bytes of the budget that the table's rows and index take now."""
+        return self.high * (self.row_bytes - int(_LOAD * 1.5 * ix.ENTRY_BYTES)) + self.index.nbytes
 
     # --- inside ---
 

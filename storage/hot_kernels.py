@@ -14,7 +14,7 @@ TOUCHED = 2  # found since the clock's hand last passed
 DIRTY = 4  # newer than what rows/ holds
 WRITING = 8  # copied for a write-back that has not reached rows/ yet
 FRESH = 16  # no push since its initial value
-PINNED = 32  # part of the batch in hand: not to be evicted
+PINNED = 32  # part of the batch for whose rows room is made: not to be evicted
 
 _AHEAD = 24
 _HEADER_BYTES = 32
@@ -22,12 +22,17 @@ _MARK_BYTES = 4
 
 
 @inlined
+def prefetch_floats(array: F32, first: int, n: int) -> None:
+    """Ask for the cache lines of n values of a C-contiguous array, the first of which is number `first`."""
+    for offset in range(4 * first, 4 * (first + n), 64):
+        prefetch(array, offset)
+    prefetch(array, 4 * (first + n) - 1)  # rows are not aligned to lines, so one more may hold the end
+
+
+@inlined
 def prefetch_weights(data: F32, row: int, dim: int) -> None:
     """Ask for the cache lines of data[row, :dim]."""
-    start = row * data.shape[1] * 4
-    for offset in range(start, start + dim * 4, 64):
-        prefetch(data, offset)
-    prefetch(data, start + dim * 4 - 1)  # rows are not aligned to lines, so one more may hold the end
+    prefetch_floats(data, row * data.shape[1], dim)
 
 
 @kernel

@@ -130,16 +130,18 @@ def test_a_bag_of_one_row_is_its_bits() -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("limit", [None, 0.7])
-def test_gradients_go_back_to_the_rows(weighted: bool, scaled: bool, limit: float | None) -> None:
-    rng = np.random.default_rng(3)
-    dim, bags, positions, count = 5, 6, 40, 8
-    data = rng.standard_normal((20, dim + 1)).astype(np.float32)
-    rows = rng.permutation(20)[:count]
+@pytest.mark.parametrize(("bags", "positions", "count", "floats"), [(6, 40, 8, 100), (60, 300, 80, 300_000)])
+def test_gradients_go_back_to_the_rows(
+    weighted: bool, scaled: bool, limit: float | None, bags: int, positions: int, count: int, floats: int
+) -> None:
+    rng, dim = np.random.default_rng(3), 5
+    data = rng.standard_normal((count + 12, dim + 1)).astype(np.float32)
+    rows = rng.permutation(count + 12)[:count]
     bag = np.sort(rng.integers(0, bags, positions)).astype(np.int32)
     inverse = rng.integers(-1, count, positions).astype(np.int32)
     inverse[:count] = np.arange(count)  # every number has a position
     weights = rng.standard_normal(positions).astype(np.float32) if weighted else NO_FLOATS
-    values, at = rng.standard_normal(100).astype(np.float32), rng.integers(0, 100 - dim, bags)
+    values, at = rng.standard_normal(floats).astype(np.float32), rng.integers(0, floats - dim, bags)
     scale = rng.random(bags).astype(np.float32) if scaled else NO_FLOATS
     source = values, at, scale
     grads: F32 = np.empty((bags, dim), np.float32)

@@ -30,7 +30,8 @@ class TableAgainstDict(RuleBasedStateMachine):
         except NeedSpace:
             return  # all rows are dirty
         self.drop_evicted()
-        rows = self.table.allocate(new, k.DIRTY)
+        rows = self.table.allocate(new)
+        k.change_flags(self.table.flags, rows, 0, k.DIRTY)
         for key, row in zip(new.tolist(), rows.tolist(), strict=True):
             self.value += 1
             self.table.data[row] = self.value
@@ -120,18 +121,20 @@ def test_a_touched_row_gets_a_second_chance() -> None:
 def test_dirty_rows_and_pinned_rows_stay() -> None:
     table = HotTable(1, 0, Budget(100_000))
     table.ensure_room(30)
-    table.allocate(np.arange(10), k.DIRTY)
-    table.allocate(np.arange(10, 20), k.PINNED)
-    table.allocate(np.arange(20, 30), k.WRITING)
-    assert table.evict(30) == 0
+    rows = table.allocate(np.arange(30))
+    k.change_flags(table.flags, rows[:10], 0, k.DIRTY)
+    k.change_flags(table.flags, rows[10:20], 0, k.WRITING)
+    with table.pinned(rows[20:]):
+        assert table.evict(30) == 0
+    assert table.evict(30) == 10
 
 
 def test_rows_are_cut_by_slot_in_the_order_of_the_disk() -> None:
     table = HotTable(1, 0, Budget(1 << 20))
     keys = np.random.default_rng(1).integers(-(2**63), 2**63 - 1, 5_000)
     table.ensure_room(keys.size)
-    rows = table.allocate(keys, k.DIRTY)
-    k.change_flags(table.flags, rows[::3], k.DIRTY, 0)
+    rows = table.allocate(keys)
+    k.change_flags(table.flags, np.setdiff1d(rows, rows[::3]), 0, k.DIRTY)
     ordered, ends = table.dirty_by_slot()
     assert sorted(ordered.tolist()) == sorted(table.dirty_rows().tolist())
     slots = [mix64(key) & 0x3FFF for key in table.header[ordered, 0].tolist()]

@@ -178,7 +178,15 @@ class AdaptiveEmbedding:
 
     def lookup_keys(self, keys: I64, mask: Bool | None, *, train: bool) -> "AdaptiveRows":
         """As `lookup`, of keys int64[n] as `keys` makes them of ids, and bool[n]."""
-        asked = AdaptiveKeys(self.static.group, self.exact.group, keys, self._buckets_of(keys), mask)
+        asked = AdaptiveKeys(
+            self.static.group,
+            self.exact.group,
+            keys,
+            self._buckets_of(keys),
+            mask,
+            self.static.generation,
+            self.exact.generation,
+        )
         out = np.empty((keys.size, self.dim), np.float32)
         used, migrated = self.storage.backend.adaptive_lookup(asked, out, train=train)
         return AdaptiveRows(self, replace(asked, mask=used), out, migrated, train)

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rockbed.bags import Bags
 from rockbed.config import GroupConfig
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
-from rockbed.requests import AdaptiveKeys, ExportOptions, Gradients, ImportOptions, PutRows, Request, ShrinkOptions
+from rockbed.requests import (
+    AdaptiveKeys,
+    ExportOptions,
+    Gradients,
+    ImportOptions,
+    Lookup,
+    OpenedGroup,
+    PutRows,
+    Request,
+    ShrinkOptions,
+)
 from rockbed.types import F32, I64, Bool
 
 if TYPE_CHECKING:
@@ -26,17 +36,14 @@ class Backend(Protocol):
         """The device on which this process keeps rows of the store, whose arrays calls may then have; None: no arrays
         of a device are taken."""
 
-    def open_group(self, config: GroupConfig, *, by_name: bool = False) -> tuple[GroupConfig, int]:
-        """Create the group, or open it; by_name: the one of the config's name, whatever the config's number is.
+    def open_group(self, config: GroupConfig, *, by_name: bool = False) -> OpenedGroup:
+        """Create the group, or open it; by_name: the one of the config's name, whatever the config's number is."""
 
-        Returns its settings and its global step, 0 where none was set.
-        """
+    def lookup(self, asked: Lookup, *, train: bool) -> None:
+        """Fill an array with the weights of keys."""
 
-    def lookup(self, group: int, keys: I64, out: F32, *, train: bool) -> None:
-        """Fill out float32[n, dim], C-contiguous, with the weights of keys int64[n]."""
-
-    def lookup_many(self, lookups: Sequence[tuple[int, I64, F32]], *, train: bool) -> None:
-        """As `lookup` for each of (group, keys, out), in as few calls as may be."""
+    def lookup_many(self, lookups: Sequence[Lookup], *, train: bool) -> None:
+        """As `lookup` for each, in as few calls as may be."""
 
     def apply_gradients(self, items: Sequence[Gradients], request: Request | None) -> bool:
         """Apply all of it or nothing, durably. Returns False for a request that had been applied before."""
@@ -86,13 +93,16 @@ class Backend(Protocol):
     def groups(self) -> dict[int, GroupConfig]:
         """See PyStorage.groups."""
 
-    def alter_group(self, config: GroupConfig) -> int:
-        """See PyEmbedding.alter. Returns the group's global step."""
+    def generation(self, group: int) -> int:
+        """That of the group which has this number now (see requests.Lookup); 0 where none has it."""
 
-    def drop_group(self, group: int) -> int:
+    def alter_group(self, config: GroupConfig, generation: int) -> None:
+        """See PyEmbedding.alter."""
+
+    def drop_group(self, group: int, generation: int = 0) -> int:
         """See PyStorage.drop_group."""
 
-    def prefetch(self, group: int, keys: I64) -> tuple[int, int]:
+    def prefetch(self, group: int, keys: I64, generation: int) -> tuple[int, int]:
         """Bring rows from disk into memory. Returns how many distinct keys have theirs there, and how many none."""
 
     def last_request(self, client: str) -> int:

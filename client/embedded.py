@@ -9,7 +9,17 @@ from rockbed.bags import Bags
 from rockbed.config import GroupConfig
 from rockbed.device_arrays import on_device
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
-from rockbed.requests import AdaptiveKeys, ExportOptions, Gradients, ImportOptions, PutRows, Request, ShrinkOptions
+from rockbed.requests import (
+    AdaptiveKeys,
+    ExportOptions,
+    Gradients,
+    ImportOptions,
+    Lookup,
+    OpenedGroup,
+    PutRows,
+    Request,
+    ShrinkOptions,
+)
 from rockbed.server import (
     adaptive,
     checking,
@@ -54,18 +64,18 @@ class Embedded:
     def device(self) -> Device | None:
         return self.engine.device
 
-    def open_group(self, config: GroupConfig, *, by_name: bool = False) -> tuple[GroupConfig, int]:
+    def open_group(self, config: GroupConfig, *, by_name: bool = False) -> OpenedGroup:
         group = self.engine.open_group(config, by_name=by_name)
-        return group.config, group.global_step
+        return OpenedGroup(group.config, group.global_step, group.generation)
 
-    def lookup(self, group: int, keys: I64, out: F32, *, train: bool) -> None:
-        self.engine.lookup(group, keys, out, train=train)
+    def lookup(self, asked: Lookup, *, train: bool) -> None:
+        self.engine.lookup(asked.group, asked.keys, asked.out, train=train, generation=asked.generation)
 
-    def lookup_many(self, lookups: Sequence[tuple[int, I64, F32]], *, train: bool) -> None:
-        for group, _, _ in lookups:  # before rows are made for any of them
-            self.engine.group(group)
-        for group, keys, out in lookups:
-            self.engine.lookup(group, keys, out, train=train)
+    def lookup_many(self, lookups: Sequence[Lookup], *, train: bool) -> None:
+        for each in lookups:  # before rows are made for any of them
+            self.engine.group(each.group, each.generation)
+        for each in lookups:
+            self.lookup(each, train=train)
 
     def apply_gradients(self, items: Sequence[Gradients], request: Request | None) -> bool:
         return self.engine.apply_gradients(items, request)
@@ -111,14 +121,19 @@ class Embedded:
         self.engine.check_open()
         return {number: group.config for number, group in sorted(self.engine.groups.items())}
 
-    def alter_group(self, config: GroupConfig) -> int:
-        return self.engine.alter_group(config).global_step
+    def generation(self, group: int) -> int:
+        self.engine.check_open()
+        found = self.engine.groups.get(group)
+        return 0 if found is None else found.generation
 
-    def drop_group(self, group: int) -> int:
-        return dropping.drop_group(self.engine, group)
+    def alter_group(self, config: GroupConfig, generation: int) -> None:
+        self.engine.alter_group(config, generation)
 
-    def prefetch(self, group: int, keys: I64) -> tuple[int, int]:
-        return self.engine.prefetch(group, keys)
+    def drop_group(self, group: int, generation: int = 0) -> int:
+        return dropping.drop_group(self.engine, group, generation)
+
+    def prefetch(self, group: int, keys: I64, generation: int) -> tuple[int, int]:
+        return self.engine.prefetch(group, keys, generation)
 
     def last_request(self, client: str) -> int:
         self.engine.check_open()

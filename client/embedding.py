@@ -13,7 +13,7 @@ from rockbed.client.optimizer import PyOptimizer
 from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.config import GroupConfig, Named
 from rockbed.errors import InvalidConfig, WrongDtype
-from rockbed.requests import STEP_MAX, Gradients
+from rockbed.requests import STEP_MAX, Gradients, Lookup
 from rockbed.server.admission import checked_admission
 from rockbed.types import F32, I64, U64
 
@@ -121,7 +121,10 @@ class PyEmbedding:
             variable=None if variable is None else dict(variable),
         )
         self.storage = storage
-        self.config, self._step = storage.backend.open_group(self.config, by_name=isinstance(group, str))
+        opened = storage.backend.open_group(self.config, by_name=isinstance(group, str))
+        self.config, self._step = opened.config, opened.global_step
+        self.generation = opened.generation
+        """Which of the groups that have had this number one after another."""
 
     def alter(self, *, optimizer: PyOptimizer | None = None, **settings: Any) -> None:
         """Change settings of the group for good, while it is used: its optimizer's parameters and schedule, and by
@@ -149,7 +152,7 @@ class PyEmbedding:
         backend = self.storage.backend
         # of the settings as they are now: others may have altered some since the group was opened here
         config = replace(backend.groups().get(self.group, self.config), **settings)
-        backend.alter_group(config)
+        backend.alter_group(config, self.generation)
         self.config = config
 
     @property
@@ -204,7 +207,7 @@ class PyEmbedding:
         out = (
             np.empty((sent.size, self.dim), np.float32) if weights is None else checked_output(weights, sent, self.dim)
         )
-        self.storage.backend.lookup(self.group, sent, out, train=train)
+        self.storage.backend.lookup(Lookup(self.group, sent, out, self.generation), train=train)
         return out if weights is None else None
 
     def lookup_async(self, keys: I64 | U64, weights: F32 | None = None, *, train: bool = True) -> "Future[F32 | None]":
@@ -223,7 +226,7 @@ class PyEmbedding:
         keys: as for lookup. Returns how many of the distinct keys have their row in memory then, and how many have no
         row. Raises what lookup raises.
         """
-        return self.storage.backend.prefetch(self.group, checked_keys(keys))
+        return self.storage.backend.prefetch(self.group, checked_keys(keys), self.generation)
 
     def prefetch_async(self, keys: I64 | U64) -> "Future[tuple[int, int]]":
         """As `prefetch`, in a thread."""
@@ -253,7 +256,8 @@ class PyEmbedding:
         """The embedding's share of a push. Raises WrongDtype, WrongShape, InvalidConfig."""
         sent = checked_keys(keys)
         step = self.step_to_send()
-        return Gradients(self.group, sent, checked_gradients(gradients, sent.size, self.dim), step)
+        grads = checked_gradients(gradients, sent.size, self.dim)
+        return Gradients(self.group, sent, grads, step, generation=self.generation)
 
     def step_to_send(self) -> int | None:
         """The global step that goes with a push, None where rows count their own. Raises InvalidConfig."""
@@ -264,6 +268,16 @@ class PyEmbedding:
                 f"group {self.group} has step='global': set embedding.global_step before the first push"
             )
         return self.global_step
+
+    def drop(self) -> int:
+        """Drop the group with all of its rows: as PyStorage.drop_group, which takes whichever has the number now."""
+        self.storage.columns.clear()
+        return self.storage.backend.drop_group(self.group, self.generation)
+
+    def exists(self) -> bool:
+        """Whether the group that was opened is still there: nobody has dropped it, or put a store without it in the
+        place."""
+        return self.storage.backend.generation(self.group) == self.generation
 
     def __repr__(self) -> str:
         named = "" if self.name is None else f", name={self.name!r}"

@@ -61,4 +61,5 @@ class Feature:
             max_norm=self.max_norm,
             default_key=None if self.default_key is None else signed(self.default_key),
             negative=ragged.unsigned or not self.prune_negative,
+            generation=self.embedding.generation,
         )

@@ -267,4 +267,12 @@ def _by_group(shares: list[Share]) -> list[Share]:
 
 def _sequence(embedding: PyEmbedding, keys: I64) -> Bags:
     ends = np.array([0, keys.size])
-    return Bags(f"group {embedding.group}", embedding.group, keys, ends, combiner=None, negative=True)
+    return Bags(
+        f"group {embedding.group}",
+        embedding.group,
+        keys,
+        ends,
+        combiner=None,
+        negative=True,
+        generation=embedding.generation,
+    )

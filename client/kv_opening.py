@@ -17,7 +17,7 @@ from rockbed.client.placement import Placement
 from rockbed.client.storage import PyStorage
 from rockbed.client.variable_keys import Keys, key_dtype_name
 from rockbed.client.variable_scope import Reuse, check_reuse, current_scope
-from rockbed.client.variables import collections_of, is_open, register
+from rockbed.client.variables import collections_of, is_open, register, unregister
 from rockbed.config import GroupConfig, Named, whole_problems
 from rockbed.errors import DimMismatch, GroupConflict, InvalidConfig, UnknownName, WrongDtype
 from rockbed.server.admission import checked_admission
@@ -93,7 +93,9 @@ def get_kv_variable(
 
 def _reused_or_opened(asked: "_Asked", reuse: bool | Reuse | None) -> KvVariable:
     there = asked.storages[0].variables.get(asked.name)
-    if there is not None and is_open(there):
+    if isinstance(there, KvVariable) and not all(each.exists() for each in there.embeddings):
+        unregister(there)  # somebody has dropped it
+    elif there is not None and is_open(there):
         if not reuse:
             raise InvalidConfig(
                 f"variable {asked.name!r} exists already: give another name, or take it within "

@@ -183,12 +183,8 @@ class KvVariable:
         Where one of several storages fails, a call that is repeated drops the rest; what is gone counts as 0. Raises
         what PyStorage.drop_group raises.
         """
-        there = [each.storage.names().get(self.name) == each.group for each in self.embeddings]
-        dropped = sum(
-            each.storage.drop_group(each.group)
-            for each, is_there in zip(self.embeddings, there, strict=True)
-            if is_there
-        )
+        there = [each for each in self.embeddings if each.exists()]
+        dropped = sum(each.drop() for each in there)
         unregister(self)
         return dropped
 

@@ -6,7 +6,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from rockbed.requests import (
     ExportOptions,
     Gradients,
     ImportOptions,
+    Lookup,
+    OpenedGroup,
     PutRows,
     Request,
     ShrinkOptions,
@@ -91,54 +93,58 @@ class Remote:
 
     # --- rows ---
 
-    def open_group(self, config: GroupConfig, *, by_name: bool = False) -> tuple[GroupConfig, int]:
+    def open_group(self, config: GroupConfig, *, by_name: bool = False) -> OpenedGroup:
         request = admin_pb2.CreateGroupRequest(config_json=config.to_bytes().decode(), by_name=by_name)
         answer = self._ask("CreateGroup", request)
-        return GroupConfig.from_json(json.loads(answer.config_json)), answer.global_step
+        stored = GroupConfig.from_json(json.loads(answer.config_json))
+        return OpenedGroup(stored, answer.global_step, answer.generation)
 
-    def lookup(self, group: int, keys: I64, out: F32, *, train: bool) -> None:
-        waiting: deque[tuple[Any, Any, slice]] = deque()
-        parts = list(self._parts(keys.size, out.shape[1]))
+    def lookup(self, asked: Lookup, *, train: bool) -> None:
+        waiting: deque[tuple[Any, Any, Lookup]] = deque()
+        parts = [
+            replace(asked, keys=asked.keys[part], out=asked.out[part])
+            for part in self._parts(asked.keys.size, asked.out.shape[1])
+        ]
         if len(parts) == 1:
-            request = lookup_request(group, keys_to_wire(keys), train, self._precision)
-            answer = self._ask("Lookup", request)
-            floats_into(out, answer.weights, self._precision, "the weights from the server")
+            answer = self._ask("Lookup", lookup_request(asked, train, self._precision))
+            self._fill(asked, answer)
             return
         for part in parts:
             if len(waiting) == self._in_flight:
-                self._receive(*waiting.popleft(), out)
-            request = lookup_request(group, keys_to_wire(keys[part]), train, self._precision)
+                self._receive(*waiting.popleft())
+            request = lookup_request(part, train, self._precision)
             waiting.append((self._transport.start("Lookup", request), request, part))
         while waiting:
-            self._receive(*waiting.popleft(), out)
+            self._receive(*waiting.popleft())
 
-    def lookup_many(self, lookups: Sequence[tuple[int, I64, F32]], *, train: bool) -> None:
-        together: list[tuple[int, I64, F32]] = []
+    def lookup_many(self, lookups: Sequence[Lookup], *, train: bool) -> None:
+        together: list[Lookup] = []
         size = keys = 0
-        for group, wanted, out in lookups:
-            its_size = max(out.nbytes, wanted.nbytes) + _ENTRY_BYTES
-            if its_size > self._bytes_max or wanted.size > self._keys_max:
-                self.lookup(group, wanted, out, train=train)
+        for each in lookups:
+            its_size = max(each.out.nbytes, each.keys.nbytes) + _ENTRY_BYTES
+            if its_size > self._bytes_max or each.keys.size > self._keys_max:
+                self.lookup(each, train=train)
                 continue
-            if size + its_size > self._bytes_max or keys + wanted.size > self._keys_max:
+            if size + its_size > self._bytes_max or keys + each.keys.size > self._keys_max:
                 self._look_up_together(together, train=train)
                 together, size, keys = [], 0, 0
-            together.append((group, wanted, out))
-            size, keys = size + its_size, keys + wanted.size
+            together.append(each)
+            size, keys = size + its_size, keys + each.keys.size
         if together:
             self._look_up_together(together, train=train)
 
-    def _look_up_together(self, lookups: Sequence[tuple[int, I64, F32]], *, train: bool) -> None:
-        sent = [(group, keys_to_wire(keys)) for group, keys, _ in lookups]
-        answers = self._ask("LookupMany", lookup_many_request(sent, train, self._precision))
+    def _look_up_together(self, lookups: Sequence[Lookup], *, train: bool) -> None:
+        answers = self._ask("LookupMany", lookup_many_request(lookups, train, self._precision))
         if len(answers) != len(lookups):
             raise ServerError(f"{self._transport.target} answered {len(answers)} of {len(lookups)} lookups")
-        for answer, (_, _, out) in zip(answers, lookups, strict=True):
-            floats_into(out, answer.weights, self._precision, "the weights from the server")
+        for answer, each in zip(answers, lookups, strict=True):
+            self._fill(each, answer)
 
-    def _receive(self, sent: Any, request: Any, part: slice, out: F32) -> None:
-        answer = self._transport.finish(sent, "Lookup", request)
-        floats_into(out[part], answer.weights, self._precision, "the weights from the server")
+    def _receive(self, sent: Any, request: Any, asked: Lookup) -> None:
+        self._fill(asked, self._transport.finish(sent, "Lookup", request))
+
+    def _fill(self, asked: Lookup, answer: Any) -> None:
+        floats_into(asked.out, answer.weights, self._precision, "the weights from the server")
 
     def _parts(self, n: int, dim: int) -> Iterator[slice]:
         step = max(1, min(self._keys_max, self._bytes_max // max(8, 4 * dim)))
@@ -263,22 +269,26 @@ class Remote:
         found = self._ask("ListGroups", admin_pb2.ListGroupsRequest()).groups
         return {each.group: GroupConfig.from_json(json.loads(each.config_json)) for each in found}
 
-    def alter_group(self, config: GroupConfig) -> int:
-        request = admin_pb2.AlterGroupRequest(config_json=config.to_bytes().decode())
-        step: int = self._ask("AlterGroup", request).global_step
-        return step
+    def generation(self, group: int) -> int:
+        found = self._ask("ListGroups", admin_pb2.ListGroupsRequest()).groups
+        return next((each.generation for each in found if each.group == group), 0)
 
-    def drop_group(self, group: int) -> int:
-        rows: int = self._transport.call(
-            "DropGroup", admin_pb2.DropGroupRequest(group=group), again=False, long=True
-        ).rows
+    def alter_group(self, config: GroupConfig, generation: int) -> None:
+        request = admin_pb2.AlterGroupRequest(config_json=config.to_bytes().decode(), generation=generation)
+        self._ask("AlterGroup", request)
+
+    def drop_group(self, group: int, generation: int = 0) -> int:
+        request = admin_pb2.DropGroupRequest(group=group, generation=generation)
+        rows: int = self._transport.call("DropGroup", request, again=False, long=True).rows
         return rows
 
-    def prefetch(self, group: int, keys: I64) -> tuple[int, int]:
+    def prefetch(self, group: int, keys: I64, generation: int) -> tuple[int, int]:
         in_memory = absent = 0
         distinct = np.unique(keys)  # so that a key which occurs in two parts is not counted twice
         for part in self._parts(distinct.size, 2):
-            request = embedding_pb2.PrefetchRequest(group=group, keys=keys_to_bytes(distinct[part]))
+            request = embedding_pb2.PrefetchRequest(
+                group=group, keys=keys_to_bytes(distinct[part]), generation=generation
+            )
             answer = self._ask("Prefetch", request)
             in_memory, absent = in_memory + answer.in_memory, absent + answer.absent
         return in_memory, absent

@@ -122,7 +122,7 @@ class PyStorage:
         """
         lookups = checked_lookups(self, items)
         self.backend.lookup_many(lookups, train=train)
-        return [out for _, _, out in lookups]
+        return [each.out for each in lookups]
 
     def apply_gradients(
         self, items: "Sequence[tuple[PyEmbedding, I64 | U64, F32]]", *, request: RequestId | None = None
@@ -160,7 +160,8 @@ class PyStorage:
     def drop_group(self, group: int) -> int:
         """Drop a group with all of its rows, for good, durably. Returns how many rows it had, as counted.
 
-        Who has it open gets UnknownGroup from then on. Raises UnknownGroup, ReadOnlyStorage, the disk's errors.
+        Who has it open gets UnknownGroup from then on, also when its number is another group's. Raises UnknownGroup,
+        ReadOnlyStorage, the disk's errors.
         """
         self.columns.clear()  # they are opened again at their next use
         return self.backend.drop_group(checked_group(group))

@@ -7,16 +7,15 @@ import numpy as np
 
 from rockbed.client.arrays import checked_keys
 from rockbed.errors import InvalidConfig, WrongDtype
-from rockbed.requests import Gradients
-from rockbed.types import F32, I64
+from rockbed.requests import Gradients, Lookup
 
 if TYPE_CHECKING:
     from rockbed.client.embedding import PyEmbedding
     from rockbed.client.storage import PyStorage
 
 
-def checked_lookups(storage: "PyStorage", items: Sequence[Any]) -> list[tuple[int, I64, F32]]:
-    """The group, keys and a new array for the rows of each (PyEmbedding, keys). Raises WrongDtype, InvalidConfig."""
+def checked_lookups(storage: "PyStorage", items: Sequence[Any]) -> list[Lookup]:
+    """What is asked by each (PyEmbedding, keys), with a new array for its rows. Raises WrongDtype, InvalidConfig."""
     lookups = []
     for item in items:
         if not isinstance(item, tuple | list) or len(item) != 2 or not hasattr(item[0], "checked"):
@@ -24,7 +23,8 @@ def checked_lookups(storage: "PyStorage", items: Sequence[Any]) -> list[tuple[in
         embedding, keys = item
         _must_be_of(storage, embedding)
         sent = checked_keys(keys)
-        lookups.append((embedding.group, sent, np.empty((sent.size, embedding.dim), np.float32)))
+        out = np.empty((sent.size, embedding.dim), np.float32)
+        lookups.append(Lookup(embedding.group, sent, out, embedding.generation))
     return lookups
 
 

@@ -23,6 +23,8 @@ class AdaptiveRequest:
     mask: Buffer | None = None
     train: int = 0
     precision: int = 0
+    static_generation: int = 0
+    exact_generation: int = 0
 
 
 @dataclass(slots=True)
@@ -40,6 +42,8 @@ _REQUEST = {
     (5, BYTES): "mask",
     (6, VARINT): "train",
     (7, VARINT): "precision",
+    (8, VARINT): "static_generation",
+    (9, VARINT): "exact_generation",
 }
 _RESPONSE = {(1, BYTES): "weights", (2, BYTES): "mask", (3, VARINT): "migrated"}
 
@@ -49,7 +53,8 @@ def adaptive_request(asked: AdaptiveKeys, train: bool, precision: int) -> bytes:
     mask = () if asked.mask is None else of_bytes(5, asked.mask.view(np.uint8))
     groups = number(1, asked.static), number(2, asked.exact)
     arrays = *of_bytes(3, keys_to_wire(asked.keys)), *of_bytes(4, keys_to_wire(asked.buckets)), *mask
-    return b"".join((*groups, *arrays, number(6, train), number(7, precision)))
+    generations = number(8, asked.static_generation), number(9, asked.exact_generation)
+    return b"".join((*groups, *arrays, number(6, train), number(7, precision), *generations))
 
 
 def adaptive_response(weights: Buffer | AnyArray, mask: Bool, migrated: int) -> bytes:
@@ -70,7 +75,8 @@ def adaptive_keys(request: AdaptiveRequest) -> AdaptiveKeys:
     """What a request asks for. Raises WrongShape."""
     keys, buckets = keys_from_bytes(request.keys), keys_from_bytes(request.buckets)
     mask = None if request.mask is None else mask_from(request.mask, keys.size)
-    return AdaptiveKeys(request.static_group, request.exact_group, keys, buckets, mask)
+    generations = request.static_generation, request.exact_generation
+    return AdaptiveKeys(request.static_group, request.exact_group, keys, buckets, mask, *generations)
 
 
 def mask_from(data: Buffer, n: int) -> Bool:

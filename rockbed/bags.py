@@ -32,6 +32,7 @@ class Bags:
     pruning, too.
     negative: whether keys below 0 are keys as any others; otherwise they are pruned. Pruned as well are the padding key
     of the group and, unless the combiner is "sum", keys of weights <= 0.
+    generation: of the group, as of requests.Lookup.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Bags:
     max_norm: float | None = None
     default_key: int | None = None
     negative: bool = False
+    generation: int = 0
 
     @property
     def on_device(self) -> bool:

@@ -43,6 +43,7 @@ class BagsMessage:
     max_norm: Buffer | None = None
     default_key: int | None = None
     negative: int = 0
+    generation: int = 0
 
 
 @dataclass(slots=True)
@@ -82,6 +83,7 @@ _BAGS = {
     (7, FIXED64): "max_norm",
     (8, VARINT): "default_key",
     (9, VARINT): "negative",
+    (10, VARINT): "generation",
 }
 _LOOKUP = {(1, BYTES): "features", (2, VARINT): "train", (3, VARINT): "precision", (4, VARINT): "keep"}
 _ANSWER = {(1, BYTES): "pooled", (2, BYTES): "sequences", (3, BYTES): "handle"}
@@ -191,6 +193,7 @@ def bags(message: BagsMessage) -> Bags:
         max_norm=None if message.max_norm is None else struct.unpack("<d", message.max_norm)[0],
         default_key=message.default_key,
         negative=bool(message.negative),
+        generation=message.generation,
     )
 
 
@@ -214,7 +217,7 @@ def _features(batch: Sequence[Bags]) -> list[Any]:
             one.append(fixed64(7, struct.pack("<d", each.max_norm)))
         if each.default_key is not None:
             one.append(given_number(8, each.default_key))
-        parts += of_message(1, [*one, number(9, each.negative)])
+        parts += of_message(1, [*one, number(9, each.negative), number(10, each.generation)])
     return parts
 
 

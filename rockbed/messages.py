@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rockbed.requests import Gradients, Request
+from rockbed.requests import Gradients, Lookup, Request
 from rockbed.types import AnyArray
+from rockbed.wire import keys_to_wire
 from rockbed.wire_format import BYTES, VARINT, Buffer, fields, number, of_bytes, of_message, read_into
 
 
@@ -22,6 +23,7 @@ class LookupRequest:
     keys: Buffer = b""
     train: int = 0
     precision: int = 0
+    generation: int = 0
 
 
 @dataclass(slots=True)
@@ -36,6 +38,7 @@ class GroupGradients:
     gradients: Buffer = b""
     precision: int = 0
     global_step: int = 0
+    generation: int = 0
 
 
 @dataclass(slots=True)
@@ -48,7 +51,13 @@ class ApplyGradientsRequest:
 
 
 # field number and kind -> its name; what is not here is skipped, as protobuf skips it
-_LOOKUP = {(1, VARINT): "group", (2, BYTES): "keys", (3, VARINT): "train", (4, VARINT): "precision"}
+_LOOKUP = {
+    (1, VARINT): "group",
+    (2, BYTES): "keys",
+    (3, VARINT): "train",
+    (4, VARINT): "precision",
+    (5, VARINT): "generation",
+}
 _MANY = {(1, BYTES): "lookups"}
 _WEIGHTS = {(1, BYTES): "weights"}
 _SHARE = {
@@ -57,13 +66,14 @@ _SHARE = {
     (3, BYTES): "gradients",
     (4, VARINT): "precision",
     (5, VARINT): "global_step",
+    (6, VARINT): "generation",
 }
 _PUSH = {(1, BYTES): "groups", (2, BYTES): "client_id", (3, VARINT): "request_number", (4, VARINT): "more"}
 
 
-def lookup_request(group: int, keys: Buffer | AnyArray, train: bool, precision: int) -> bytes:
-    """A LookupRequest. keys: bytes as wire.py has them, or an array of them."""
-    return b"".join((number(1, group), *of_bytes(2, keys), number(3, train), number(4, precision)))
+def lookup_request(asked: Lookup, train: bool, precision: int) -> bytes:
+    """A LookupRequest."""
+    return b"".join(_lookup(asked, train, precision))
 
 
 def lookup_response(weights: Buffer | AnyArray) -> bytes:
@@ -71,13 +81,17 @@ def lookup_response(weights: Buffer | AnyArray) -> bytes:
     return b"".join(of_bytes(1, weights))
 
 
-def lookup_many_request(lookups: Sequence[tuple[int, Buffer | AnyArray]], train: bool, precision: int) -> bytes:
-    """A LookupManyRequest. lookups: group and keys of each."""
+def lookup_many_request(lookups: Sequence[Lookup], train: bool, precision: int) -> bytes:
+    """A LookupManyRequest."""
     parts: list[Any] = []
-    for group, keys in lookups:
-        one = [number(1, group), *of_bytes(2, keys), number(3, train), number(4, precision)]
-        parts += of_message(1, one)
+    for each in lookups:
+        parts += of_message(1, _lookup(each, train, precision))
     return b"".join(parts)
+
+
+def _lookup(asked: Lookup, train: bool, precision: int) -> list[Any]:
+    keys = of_bytes(2, keys_to_wire(asked.keys))
+    return [number(1, asked.group), *keys, number(3, train), number(4, precision), number(5, asked.generation)]
 
 
 def lookup_many_response(weights: Sequence[Buffer | AnyArray]) -> bytes:
@@ -106,6 +120,7 @@ def push_request(
             *of_bytes(3, grads),
             number(4, precision),
             number(5, item.step or 0),
+            number(6, item.generation),
         ]
         parts += of_message(1, share)
     return b"".join((*parts, *of_bytes(2, by.client.encode()), number(3, by.number), number(4, more)))

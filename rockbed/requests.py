@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rockbed.config import FLOAT32_MAX, GROUPS, SECONDS_MAX, number_problems, whole_problems
+from rockbed.config import FLOAT32_MAX, GROUPS, SECONDS_MAX, GroupConfig, number_problems, whole_problems
 from rockbed.errors import InvalidConfig
 from rockbed.slots import SLOTS
 from rockbed.types import F32, I64, Bool
@@ -24,6 +24,29 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookup:
+    """Rows that are wanted. keys: int64[n]; out: float32[n, dim], C-contiguous, to be filled with their weights.
+
+    generation: which of the groups that have had this number one after another, here and in what follows; 0 = the one
+    that has it now.
+    """
+
+    group: int
+    keys: I64
+    out: F32
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedGroup:
+    """A group as whoever opens it is told. global_step: 0 where none was set; generation: as of Lookup, never 0."""
+
+    config: GroupConfig
+    global_step: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Gradients:
     """A group's share of a push. keys: int64[n]; grads: float32[n, dim]; step: the trainer's global step from 1, None =
     the group's latest, or each row's own; owned: nobody else can change the arrays."""
@@ -33,6 +56,7 @@ class Gradients:
     grads: F32
     step: int | None = None
     owned: bool = False
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +85,8 @@ class AdaptiveKeys:
     keys: I64
     buckets: I64
     mask: Bool | None = None
+    static_generation: int = 0
+    exact_generation: int = 0
 
     def part(self, positions: slice) -> "AdaptiveKeys":
         """Some of it."""

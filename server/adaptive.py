@@ -77,7 +77,8 @@ def lookup(engine: "Engine", asked: AdaptiveKeys, out: F32, *, train: bool) -> t
 
 
 def _variable(engine: "Engine", asked: AdaptiveKeys) -> _Variable:
-    static, exact = engine.group(asked.static), engine.group(asked.exact)
+    static = engine.group(asked.static, asked.static_generation)
+    exact = engine.group(asked.exact, asked.exact_generation)
     of = [(group.config.name or "").rpartition("/")[0] for group in (static, exact)]
     if part_of(static.config) != STATIC or part_of(exact.config) != EXACT or of[0] != of[1]:
         raise InvalidConfig(

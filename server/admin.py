@@ -113,7 +113,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
             config = _config_of(request.config_json)
             self._caller(context, config.group)
             with self._audited(context, "alter group %d", config.group):
-                return _group_message(self._serving.engine.alter_group(config))
+                return _group_message(self._serving.engine.alter_group(config, request.generation))
 
     def DropGroup(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
@@ -121,7 +121,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
                 raise InvalidConfig("DropGroup without a group: say which")
             self._caller(context, request.group)
             with self._audited(context, "drop group %d", request.group):
-                return pb.DropGroupResponse(rows=dropping.drop_group(self._serving.engine, request.group))
+                rows = dropping.drop_group(self._serving.engine, request.group, request.generation)
+                return pb.DropGroupResponse(rows=rows)
 
     def ListGroups(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
@@ -321,7 +322,7 @@ def _config_of(text: str) -> GroupConfig:
 
 def _group_message(group: Group) -> Any:
     config = json.dumps(group.config.to_json(), sort_keys=True)
-    return pb.Group(group=group.number, config_json=config, global_step=group.global_step)
+    return pb.Group(group=group.number, config_json=config, global_step=group.global_step, generation=group.generation)
 
 
 def _within(directory: Path | None, name: str, what: str) -> Path:

@@ -73,7 +73,7 @@ class BagGradients:
 
     keys: int64[n], every one counts. bag: int32[n], the bag of each; sizes: uint32[bags]. weights: float32[n], or
     empty = 1 each. grads: of the sum over a bag. limits: float32[bags], its max_norm or 0; empty = no bag has one.
-    step: as of Gradients. seen: where the keys were found lately. `keys` and `grads` may be the caller's arrays.
+    step, generation: as of Gradients. seen: where the keys were found lately. `keys` and `grads` may be the caller's.
     """
 
     group: int
@@ -85,6 +85,7 @@ class BagGradients:
     limits: F32
     step: int | None
     seen: Seen | None = None
+    generation: int = 0
 
     @property
     def dim(self) -> int:
@@ -104,8 +105,8 @@ class BagGradients:
 @dataclass(frozen=True, slots=True)
 class FeatureGradients:
     """The same as a device takes it: the features that the group has in a batch, at least one, as they were sent, and
-    for each the array that holds the gradients of its bags, and their first column. dim: theirs; step: of Gradients.
-    Some of the arrays may be the device's.
+    for each the array that holds the gradients of its bags, and their first column. dim: theirs; step, generation: of
+    Gradients. Some of the arrays may be the device's.
     """
 
     group: int
@@ -113,6 +114,7 @@ class FeatureGradients:
     given: Sequence[tuple[F32, int]]
     dim: int
     step: int | None
+    generation: int = 0
 
     def in_memory(self, config: GroupConfig, device: Device | None) -> BagGradients:
         """The same as memory takes it. device: whose arrays some may be. Raises what check_arrays raises for those."""
@@ -217,7 +219,10 @@ def joined(
     sizes = np.concatenate([np.diff(each.offsets) for each in features]).astype(np.uint32)
     limits = _of_bags(features, [each.max_norm or 0 for each in features], any(each.max_norm for each in features))
     grads = _source(features, given, dim)
-    return BagGradients(features[0].group, keys, bag, sizes, weights, grads, limits, step, _one_of(seen))
+    first = features[0]
+    return BagGradients(
+        first.group, keys, bag, sizes, weights, grads, limits, step, _one_of(seen), generation=first.generation
+    )
 
 
 def _source(features: Sequence[CleanBags], given: Sequence[tuple[F32, int]], dim: int) -> BagSource:

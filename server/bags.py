@@ -28,6 +28,7 @@ class CleanBags:
     scale: F32
     max_norm: float | None
     pooled: bool  # False for a sequence, whose every key is a bag of its own
+    generation: int = 0
 
     @property
     def count(self) -> int:
@@ -59,7 +60,7 @@ def clean(bags: Bags, config: GroupConfig) -> CleanBags:
         scale = np.empty(offsets.size - 1, np.float32)
         k.scales(offsets, combiner, scale)
     max_norm = None if bags.max_norm is None else max(bags.max_norm, TINIEST)
-    return CleanBags(bags.group, keys, offsets, weights, scale, max_norm, bags.combiner is not None)
+    return CleanBags(bags.group, keys, offsets, weights, scale, max_norm, bags.combiner is not None, bags.generation)
 
 
 def _one(key: int) -> I64:

@@ -30,7 +30,7 @@ def lookup(
     engine.check_open()
     if train:
         engine.must_be_writable("look up with train=True (absent keys would get rows); pass train=False")
-    groups = [engine.group(each.group) for each in batch]
+    groups = [engine.group(each.group, each.generation) for each in batch]
     places = fused.places_of(batch, groups, size, pooled, sequences)
 
     def look_up() -> None:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("rockbed")
 
 
-def drop_group(engine: "Engine", number: int) -> int:
+def drop_group(engine: "Engine", number: int, generation: int = 0) -> int:
     """Drop a group for good, durably before it returns. Returns how many rows it had, as counted.
+
+    generation: as of Engine.group.
 
     Whoever has the group open gets UnknownGroup from then on; the number may be used for a new group at once.
     Raises UnknownGroup, ReadOnlyStorage, StorageFull and the disk's other errors; then the group is as it was.
@@ -25,7 +27,7 @@ def drop_group(engine: "Engine", number: int) -> int:
     # All of it under both locks: a replay that finds the entry erases what rows/ has of this number, so nothing of a
     # new group may get there before the catalog is beyond the entry.
     with engine.quiet(), engine.groups_lock:
-        group = engine.group(number)
+        group = engine.group(number, generation)
         rows = group.counters.rows
         with group.lock:
             lsn = engine.journal.append(Kind.DROP, engine.now_ms(), drop_parts(number))

@@ -31,6 +31,7 @@ from rockbed.server import admission_files, grouping, opening, push, space, tier
 from rockbed.server.bag_gradients import FeatureGradients
 from rockbed.server.clients import Clients
 from rockbed.server.device_pushes import DevicePrepared
+from rockbed.server.fitting import called
 from rockbed.server.group import Group
 from rockbed.server.kept_batches import KeptBatches
 from rockbed.server.removals import Removals
@@ -137,34 +138,40 @@ class Engine:
         """See grouping.open_group."""
         return grouping.open_group(self, config, by_name=by_name, used=used)
 
-    def alter_group(self, config: GroupConfig) -> Group:
+    def alter_group(self, config: GroupConfig, generation: int = 0) -> Group:
         """See grouping.alter_group."""
-        return grouping.alter_group(self, config)
+        return grouping.alter_group(self, config, generation)
 
-    def group(self, number: int) -> Group:
-        """Raises UnknownGroup."""
+    def group(self, number: int, generation: int = 0) -> Group:
+        """The group of this number, which must be of this generation unless that is 0. Raises UnknownGroup."""
         try:
-            return self.groups[number]
+            group = self.groups[number]
         except KeyError:
             self.check_open()  # a closed engine has no groups
             known = ", ".join(map(str, sorted(self.groups))) or "none"
             raise UnknownGroup(
                 f"group {number!r} does not exist in {self.directory} (known: {known}): open a PyEmbedding on it"
             ) from None
+        if generation not in (0, group.generation):
+            raise UnknownGroup(
+                f"{called(group.config)} of {self.directory} is another one than was opened: that one was dropped, or "
+                "restore_from has put a store without it in the place. Open it anew to use what is there now"
+            )
+        return group
 
     # --- rows ---
 
-    def lookup(self, number: int, keys: I64, out: F32, *, train: bool) -> None:
+    def lookup(self, number: int, keys: I64, out: F32, *, train: bool, generation: int = 0) -> None:
         """Fill out float32[n, dim] with the rows of keys int64[n]. See lookups.lookup."""
         self.check_open()
         if train:
             self.must_be_writable("look up with train=True (absent keys would get rows); pass train=False")
-        tiers.lookup(self, self.group(number), keys, out, train=train)
+        tiers.lookup(self, self.group(number, generation), keys, out, train=train)
 
-    def prefetch(self, number: int, keys: I64) -> tuple[int, int]:
+    def prefetch(self, number: int, keys: I64, generation: int = 0) -> tuple[int, int]:
         """Bring the rows of keys int64[n] from disk into memory. See lookups.prefetch."""
         self.check_open()
-        return tiers.prefetch(self, self.group(number), keys)
+        return tiers.prefetch(self, self.group(number, generation), keys)
 
     def apply_gradients(self, items: Sequence[_Item], request: Request | None = None) -> bool:
         """Apply gradients to one or several groups, all or nothing, durably before it returns.
@@ -182,7 +189,7 @@ class Engine:
             )
         parts: list[_Part] = []
         for item in sorted(items, key=lambda item: item.group):
-            group = self.group(item.group)
+            group = self.group(item.group, item.generation)
             parts.append((group, item, push.validated(group, item)))
         self.wait_for_journal_room()
         return tiers.where_rows_are(lambda: space.with_space(self, lambda: self._apply(parts, request), "the push"))

@@ -52,7 +52,7 @@ def lookup(engine: "Engine", batch: Sequence[Bags], pooled: F32, sequences: Sequ
     engine.check_open()
     if train:
         engine.must_be_writable("look up with train=True (absent keys would get rows); pass train=False")
-    groups = [engine.group(each.group) for each in batch]
+    groups = [engine.group(each.group, each.generation) for each in batch]
     places = places_of(batch, groups, size, pooled, sequences)
     features: dict[int, CleanBags] = {}
     seen: dict[int, Seen] = {}
@@ -112,7 +112,7 @@ def apply_gradients(
     assert not isinstance(own, Plan)
     size = check_bags(own)
     engine.check_open()
-    groups = [engine.group(each.group) for each in own]
+    groups = [engine.group(each.group, each.generation) for each in own]
     places = places_of(own, groups, size, pooled, sequences)
     by_group: dict[int, list[int]] = {}
     for i, each in enumerate(own):
@@ -133,7 +133,8 @@ def _share(
 ) -> BagGradients | FeatureGradients:
     """A group's share of a push. features: those that it has, each with its place in the batch; given: see joined."""
     if group.tier is not None or any(each.on_device for _, each in features) or any(on_device(at) for at, _ in given):
-        return FeatureGradients(group.number, [each for _, each in features], given, group.config.dim, step)
+        bags = [each for _, each in features]
+        return FeatureGradients(group.number, bags, given, group.config.dim, step, group.generation)
     known = plan.features if plan else {}
     left = [known[i] if i in known else clean(each, group.config) for i, each in features]
     seen = [plan.seen[i] for i, _ in features] if plan and all(i in plan.seen for i, _ in features) else []

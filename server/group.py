@@ -52,6 +52,7 @@ class Group:
         self.lives_longer = False  # than when it was opened: RocksDB would drop its rows by the old TTL
         self._on_disk = on_disk
         self.dropped = False  # for ever: a group of the same number is another
+        self.generation = 0  # LSN of its creation, so that no other one of its number has the same
         self.tier: Tier | None = None  # its rows on a device, if it keeps any there: above those in `table`
 
     def _make_admission(self, config: GroupConfig) -> Admission | None:
@@ -291,6 +292,7 @@ class Group:
             "rows": self.counters.rows,
             "global_step": self.global_step,
             "step_marks": self.step_marks.snapshot(),
+            "generation": self.generation,
         }
 
     def statistics(self) -> dict[str, Any]:

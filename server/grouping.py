@@ -70,14 +70,14 @@ def _use(engine: "Engine", group: Group) -> None:
     tiers.attach(engine, group)
 
 
-def alter_group(engine: "Engine", config: GroupConfig) -> Group:
-    """Change the settings of a group that may change, durably, also while it is in use.
+def alter_group(engine: "Engine", config: GroupConfig, generation: int = 0) -> Group:
+    """Change the settings of a group that may change, durably, also while it is in use. generation: as of Engine.group.
 
     Raises UnknownGroup; DimMismatch and GroupConflict where others differ.
     """
     engine.check_open()
     with tiers.changing(engine), engine.groups_lock:
-        group = engine.group(config.group)
+        group = engine.group(config.group, generation)
         config = _keeping_its_name(group, config)
         must_fit(group.config, config)
         if group.config != config:
@@ -145,7 +145,7 @@ def _create(engine: "Engine", config: GroupConfig) -> Group:
         # known before its entry is written: a flush between the two would trim the entry, its catalog lacking the group
         engine.groups[config.group] = group
         try:
-            engine.journal.append(Kind.GROUP, engine.now_ms(), group_parts(config.to_bytes()))
+            group.generation = engine.journal.append(Kind.GROUP, engine.now_ms(), group_parts(config.to_bytes()))
         except BaseException:
             group.dropped = True
             del engine.groups[config.group]

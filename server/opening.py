@@ -103,11 +103,14 @@ def recover(engine: "Engine") -> None:
         group.counters.rows = stored["rows"]
         group.global_step = stored["global_step"]
         group.step_marks = StepMarks(stored.get("step_marks", ()))
+        group.generation = stored.get("generation", 0)
         engine.groups[number] = group
     admission_files.load(engine.directory / "admission", engine.groups.values())
     if not engine.config.read_only:
         engine.journal.sync_files()
     last_lsn = _replay(engine, catalog.flushed_lsn)
+    for group in engine.groups.values():
+        group.generation = group.generation or 1  # made before generations were kept: no later one is the first entry
     if engine.config.read_only:
         engine.journal.last_lsn = last_lsn
     else:
@@ -205,10 +208,13 @@ def apply_entry(engine: "Engine", entry: Entry) -> None:
         dropping.erase(engine, engine.group(read_drop(entry.payload)))
     elif entry.kind == Kind.GROUP:
         config = GroupConfig.from_json(json.loads(read_group(entry.payload)))
-        if config.group in engine.groups:
-            engine.groups[config.group].change(config)
+        known = engine.groups.get(config.group)
+        if known is not None:
+            known.change(config)
         else:
-            engine.groups[config.group] = Group(config, engine, on_disk=engine.files.has_any(config.group))
+            known = engine.groups[config.group] = Group(config, engine, on_disk=engine.files.has_any(config.group))
+        # a catalog may know a group that was just being created, and not its entry
+        known.generation = known.generation or entry.lsn
     else:
         raise StorageCorrupt(
             f"journal entry {entry.lsn} is of kind {entry.kind}, which this Rockbed does not know: open it with a "

@@ -103,7 +103,7 @@ class EmbeddingService:
         with answered(context):
             self._access.caller(context).must_reach([request.group])
             keys = self._keys(request.keys)
-            in_memory, absent = self._serving.engine.prefetch(request.group, keys)
+            in_memory, absent = self._serving.engine.prefetch(request.group, keys, request.generation)
             return pb.PrefetchResponse(in_memory=in_memory, absent=absent)
 
     # --- what they do ---
@@ -120,7 +120,7 @@ class EmbeddingService:
         must_be_known(request.precision)
         keys = len(request.keys) // 8
         must_fit(keys, self._limits)
-        dim = self._serving.engine.group(request.group).config.dim
+        dim = self._serving.engine.group(request.group, request.generation).config.dim
         size = 4 * dim * keys
         if size > room:
             raise LimitExceeded(
@@ -132,8 +132,9 @@ class EmbeddingService:
     def _weights(self, request: Any) -> Any:
         keys = self._keys(request.keys)
         engine = self._serving.engine
-        out = np.empty((keys.size, engine.group(request.group).config.dim), np.float32)
-        engine.lookup(request.group, keys, out, train=bool(request.train))
+        group, generation = request.group, request.generation
+        out = np.empty((keys.size, engine.group(group, generation).config.dim), np.float32)
+        engine.lookup(group, keys, out, train=bool(request.train), generation=generation)
         return floats_to_wire(out, request.precision)
 
     def _apply(self, request: Any, caller: Principal) -> Any:
@@ -144,11 +145,12 @@ class EmbeddingService:
 
     def _share(self, share: Any) -> Gradients:
         keys = keys_from_bytes(share.keys)
-        dim = self._serving.engine.group(share.group).config.dim
+        dim = self._serving.engine.group(share.group, share.generation).config.dim
         grads = floats_from_bytes(
             share.gradients, keys.size, dim, share.precision, f"the gradients of group {share.group}"
         )
-        return Gradients(share.group, keys, grads, share.global_step or None, owned=True)
+        step = share.global_step or None
+        return Gradients(share.group, keys, grads, step, owned=True, generation=share.generation)
 
     def _keys(self, data: bytes | memoryview) -> I64:
         must_fit(len(data) // 8, self._limits)

@@ -45,7 +45,7 @@ class AdaptiveService:
             must_be_known(request.precision)
             must_fit(len(request.keys) // 8, self._limits)
             asked = adaptive_keys(request)
-            shape = asked.keys.size, engine.group(asked.static).config.dim
+            shape = asked.keys.size, engine.group(asked.static, asked.static_generation).config.dim
             size = shape[0] * (4 * shape[1] + 1)
             if size > self._limits.message_bytes_max:
                 raise LimitExceeded(

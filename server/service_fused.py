@@ -109,7 +109,7 @@ def _shapes(engine: Engine, batch: Sequence[Bags]) -> tuple[Shape, list[Shape]]:
     samples = batch[0].offsets.size - 1 if batch else 0
     width, sequences = 0, []
     for each in batch:
-        dim = engine.group(each.group).config.dim
+        dim = engine.group(each.group, each.generation).config.dim
         if each.combiner is None:
             sequences.append((each.keys.size, dim))
         else:

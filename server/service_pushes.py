@@ -75,8 +75,12 @@ def _joined(parts: list[Any]) -> ApplyGradientsRequest:
             shares.setdefault(share.group, []).append(share)
     whole = ApplyGradientsRequest(client_id=parts[-1].client_id, request_number=parts[-1].request_number)
     for group, own in shares.items():
-        if len({(share.precision, share.global_step) for share in own}) > 1:
-            raise InvalidConfig(f"the parts of group {group} in one push differ in precision or global_step")
+        if len({(share.precision, share.global_step, share.generation) for share in own}) > 1:
+            raise InvalidConfig(
+                f"the parts of group {group} in one push differ in precision, global_step or generation"
+            )
         keys, gradients = b"".join(share.keys for share in own), b"".join(share.gradients for share in own)
-        whole.groups.append(GroupGradients(group, keys, gradients, own[0].precision, own[0].global_step))
+        first = own[0]
+        settings = first.precision, first.global_step, first.generation
+        whole.groups.append(GroupGradients(group, keys, gradients, *settings))
     return whole

@@ -14,14 +14,16 @@ KEYS, BUCKETS = np.array([-1, 2**62, 0]), np.array([3, 0, 7])
 
 @pytest.mark.parametrize("mask", [None, np.array([True, False, True])])
 def test_a_request_is_what_protobuf_reads_and_writes(mask: Bool | None) -> None:
-    asked = AdaptiveKeys(40_000, 0, KEYS, BUCKETS, mask)
+    asked = AdaptiveKeys(40_000, 0, KEYS, BUCKETS, mask, 17, 2**40)
     ours = adaptive_messages.adaptive_request(asked, True, 2)
     theirs = pb.AdaptiveLookupRequest.FromString(ours)
     assert (theirs.static_group, theirs.exact_group, theirs.train, theirs.precision) == (40_000, 0, True, 2)
+    assert (theirs.static_generation, theirs.exact_generation) == (17, 2**40)
     assert (theirs.keys, theirs.buckets) == (KEYS.tobytes(), BUCKETS.tobytes())
     assert theirs.HasField("mask") == (mask is not None)
     read = adaptive_messages.adaptive_keys(adaptive_messages.read_adaptive_request(theirs.SerializeToString()))
     assert (read.static, read.exact) == (40_000, 0)
+    assert (read.static_generation, read.exact_generation) == (17, 2**40)
     np.testing.assert_array_equal(read.keys, KEYS)
     np.testing.assert_array_equal(read.buckets, BUCKETS)
     if mask is None:

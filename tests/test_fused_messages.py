@@ -35,12 +35,14 @@ def any_bags(draw: Any) -> Bags:
         max_norm=draw(st.none() | st.floats(1e-30, 1e30)),
         default_key=draw(st.none() | KEY),
         negative=draw(st.booleans()),
+        generation=draw(st.integers(0, 2**63 - 1)),
     )
 
 
 def _must_say(message: Any, bags: Bags) -> None:
     """That protobuf reads a message of ours as the bags."""
     assert (message.name, message.group, message.negative) == (bags.name, bags.group, bags.negative)
+    assert message.generation == bags.generation
     assert message.keys == bags.keys.tobytes()
     lengths = np.diff(bags.offsets)
     assert message.lengths == (b"" if (lengths == 1).all() else lengths.astype("<u4").tobytes())
@@ -51,7 +53,7 @@ def _must_say(message: Any, bags: Bags) -> None:
 
 
 def _must_equal(found: Bags, bags: Bags) -> None:
-    for name in ("name", "group", "combiner", "max_norm", "default_key", "negative"):
+    for name in ("name", "group", "combiner", "max_norm", "default_key", "negative", "generation"):
         assert getattr(found, name) == getattr(bags, name)
     np.testing.assert_array_equal(found.keys, bags.keys)
     np.testing.assert_array_equal(found.offsets, bags.offsets)

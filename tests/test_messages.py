@@ -8,22 +8,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rockbed import messages
-from rockbed.requests import Gradients, Request
+from rockbed.requests import Gradients, Lookup, Request
+from rockbed.types import F32, I64
 from rockbed.v1 import embedding_pb2 as pb
 
 BYTES = st.binary(max_size=300)
+KEYS = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=40).map(lambda keys: np.array(keys, np.int64))
 GROUP = st.integers(0, 2**32 - 1)
 PRECISION = st.integers(0, 2)
 NAME = st.text(max_size=40)
+GENERATION = st.integers(0, 2**63 - 1)
+NONE: tuple[I64, F32] = np.empty(0, np.int64), np.empty((0, 1), np.float32)
 
 
-@given(GROUP, BYTES, st.booleans(), PRECISION)
-def test_lookup_requests(group: int, keys: bytes, train: bool, precision: int) -> None:
-    theirs = pb.LookupRequest(group=group, keys=keys, train=train, precision=precision)  # type: ignore[arg-type,unused-ignore]
-    ours = messages.lookup_request(group, keys, train, precision)
+@given(GROUP, KEYS, st.booleans(), PRECISION, GENERATION)
+def test_lookup_requests(group: int, keys: I64, train: bool, precision: int, generation: int) -> None:
+    data = keys.tobytes()
+    theirs = pb.LookupRequest(group=group, keys=data, train=train, precision=precision, generation=generation)  # type: ignore[arg-type,unused-ignore]
+    ours = messages.lookup_request(Lookup(group, keys, NONE[1], generation), train, precision)
     assert pb.LookupRequest.FromString(ours) == theirs
     read = messages.read_lookup_request(theirs.SerializeToString())
-    assert (read.group, bytes(read.keys), bool(read.train), read.precision) == (group, keys, train, precision)
+    assert (read.group, bytes(read.keys), bool(read.train), read.precision) == (group, data, train, precision)
+    assert read.generation == generation
 
 
 @given(BYTES)
@@ -33,39 +39,42 @@ def test_lookup_answers(weights: bytes) -> None:
     assert bytes(read.weights) == weights
 
 
-@given(st.lists(st.tuples(GROUP, BYTES), max_size=5), st.booleans(), PRECISION)
-def test_several_lookups_and_their_answers(lookups: list[tuple[int, bytes]], train: bool, precision: int) -> None:
-    theirs = pb.LookupManyRequest()
-    for group, keys in lookups:
-        theirs.lookups.add(group=group, keys=keys, train=train, precision=precision)  # type: ignore[arg-type,unused-ignore]
-    ours = messages.lookup_many_request(lookups, train, precision)
+@given(st.lists(st.tuples(GROUP, KEYS, GENERATION), max_size=5), st.booleans(), PRECISION)
+def test_several_lookups_and_their_answers(lookups: list[tuple[int, I64, int]], train: bool, precision: int) -> None:
+    theirs, sent = pb.LookupManyRequest(), [keys.tobytes() for _, keys, _ in lookups]
+    for (group, _, generation), keys in zip(lookups, sent, strict=True):
+        one = theirs.lookups.add(group=group, keys=keys, train=train, generation=generation)
+        one.precision = precision  # type: ignore[assignment,unused-ignore]
+    asked = [Lookup(group, keys, NONE[1], generation) for group, keys, generation in lookups]
+    ours = messages.lookup_many_request(asked, train, precision)
     assert pb.LookupManyRequest.FromString(ours) == theirs
     read = messages.read_lookup_many_request(theirs.SerializeToString())
-    assert [(each.group, bytes(each.keys)) for each in read] == lookups
-    answer = pb.LookupManyResponse.FromString(messages.lookup_many_response([keys for _, keys in lookups]))
-    assert [each.weights for each in answer.lookups] == [keys for _, keys in lookups]
+    assert [(each.group, each.generation) for each in read] == [(each.group, each.generation) for each in asked]
+    assert [bytes(each.keys) for each in read] == sent
+    answer = pb.LookupManyResponse.FromString(messages.lookup_many_response(sent))
+    assert [each.weights for each in answer.lookups] == sent
     back = messages.read_lookup_many_response(answer.SerializeToString())
-    assert [bytes(each.weights) for each in back] == [keys for _, keys in lookups]
+    assert [bytes(each.weights) for each in back] == sent
 
 
-SHARE = st.tuples(GROUP, BYTES, BYTES, st.none() | st.integers(1, 2**62))
+SHARE = st.tuples(GROUP, BYTES, BYTES, st.none() | st.integers(1, 2**62), GENERATION)
 
 
 @given(st.lists(SHARE, max_size=4), PRECISION, NAME, st.integers(0, 2**63 - 1))
 def test_pushes(shares: list[Any], precision: int, client: str, number: int) -> None:
     theirs = pb.ApplyGradientsRequest(client_id=client, request_number=number)
-    for group, keys, grads, step in shares:
-        theirs.groups.add(group=group, keys=keys, gradients=grads, precision=precision, global_step=step or 0)  # type: ignore[arg-type,unused-ignore]
-    nothing = np.empty(0, np.int64), np.empty((0, 1), np.float32)
-    items = [Gradients(group, *nothing, step) for group, _, _, step in shares]
-    arrays = [(keys, grads) for _, keys, grads, _ in shares]
+    for group, keys, grads, step, generation in shares:
+        one = theirs.groups.add(group=group, keys=keys, gradients=grads, global_step=step or 0, generation=generation)
+        one.precision = precision  # type: ignore[assignment,unused-ignore]
+    items = [Gradients(group, *NONE, step, generation=generation) for group, _, _, step, generation in shares]
+    arrays = [(keys, grads) for _, keys, grads, _, _ in shares]
     ours = messages.push_request(items, arrays, precision, Request(client, number))
     assert pb.ApplyGradientsRequest.FromString(ours) == theirs
     read = messages.read_push_request(theirs.SerializeToString())
     assert (read.client_id, read.request_number) == (client, number)
-    for share, (group, keys, grads, step) in zip(read.groups, shares, strict=True):
+    for share, (group, keys, grads, step, generation) in zip(read.groups, shares, strict=True):
         assert (share.group, bytes(share.keys), bytes(share.gradients)) == (group, keys, grads)
-        assert (share.precision, share.global_step) == (precision, step or 0)
+        assert (share.precision, share.global_step, share.generation) == (precision, step or 0, generation)
 
 
 def test_arrays_are_written_as_they_lie_in_memory() -> None:
@@ -80,7 +89,8 @@ def test_arrays_are_written_as_they_lie_in_memory() -> None:
 
 def test_fields_of_a_later_protocol_are_skipped_and_the_last_of_several_counts() -> None:
     extra = b"\x98\x06\x05" + b"\x9a\x06\x03abc" + b"\x9d\x06abcd" + b"\x99\x06abcdefgh"  # field 99 in four kinds
-    data = extra + messages.lookup_request(3, b"12345678", True, 1) + b"\x08\x09" + extra
+    asked = Lookup(3, np.frombuffer(b"12345678", np.int64), NONE[1])
+    data = extra + messages.lookup_request(asked, True, 1) + b"\x08\x09" + extra
     read = messages.read_lookup_request(data)
     assert (read.group, bytes(read.keys), read.precision) == (9, b"12345678", 1)
     assert pb.LookupRequest.FromString(data).group == 9

@@ -1,13 +1,25 @@
 """Dropping a group: its rows are gone at once and for good, and its number is free."""
 
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rockbed import DimMismatch, PyStorage, ReadOnlyStorage, RockbedError, UnknownGroup
+from rockbed import (
+    AdaptiveEmbedding,
+    Feature,
+    FusedEmbedding,
+    PyEmbedding,
+    PyStorage,
+    Ragged,
+    ReadOnlyStorage,
+    RockbedError,
+    UnknownGroup,
+)
 from rockbed.reports import RowStatus
 from tests.api.helpers import (
     SMALL,
@@ -19,6 +31,8 @@ from tests.api.helpers import (
     keys_of,
     ones,
     push_in_pieces,
+    sgd,
+    zeros,
 )
 
 
@@ -55,10 +69,94 @@ def test_who_has_the_old_group_open_is_not_given_rows_of_another_width(storage: 
     old = embedding(storage, 4)
     storage.drop_group(0)
     embedding(storage, 8)
-    with pytest.raises(DimMismatch):
+    with pytest.raises(UnknownGroup):
         old.lookup(keys_of(1))
-    with pytest.raises(DimMismatch):
+    with pytest.raises(UnknownGroup):
         old.apply_gradients(keys_of(1), ones(1))
+
+
+def _calls(storage: PyStorage, rows: PyEmbedding) -> list[Callable[[], object]]:
+    """Every call that a group is opened for."""
+    keys, grads = keys_of(1), ones(1)
+    fused = FusedEmbedding([Feature("pooled", rows), Feature("sequence", rows, combiner=None)])
+    bags = Ragged.from_lists([[1]])
+    batch = {"pooled": bags, "sequence": bags}
+    kept = fused.lookup(batch)
+    return [
+        lambda: rows.lookup(keys),
+        lambda: rows.lookup(keys, train=False),
+        lambda: rows.lookup_async(keys).result(),
+        lambda: rows.prefetch(keys),
+        lambda: rows.apply_gradients(keys, grads),
+        lambda: rows.apply_gradients_async(keys, grads).result(),
+        lambda: rows.alter(ttl=5),
+        lambda: storage.lookup([(rows, keys)]),
+        lambda: storage.apply_gradients([(rows, keys, grads)]),
+        lambda: fused.lookup(batch, train=False),
+        lambda: fused.apply_gradients(batch, grads, {"sequence": grads}),
+        lambda: fused.apply_gradients(kept, grads, {"sequence": grads}),
+        rows.drop,
+    ]
+
+
+@pytest.mark.parametrize("group", [0, "rows"])
+def test_who_has_the_old_group_open_is_not_given_rows_of_another_one_of_its_number(
+    storage: PyStorage, group: int | str
+) -> None:
+    old = embedding(storage, group=group)
+    calls = _calls(storage, old)
+    for call in calls[:-1]:
+        call()
+    assert old.exists()
+    storage.drop_group(old.group)
+    assert not old.exists()
+    new = embedding(storage, group=group)
+    assert (new.group, new.config) == (old.group, replace(old.config, ttl_s=None))
+    new.apply_gradients(keys_of(1), ones(1))
+    for call in calls:
+        with pytest.raises(UnknownGroup, match="another one than was opened"):
+            call()
+    assert (new.lookup(keys_of(1)) == -0.5).all()
+    assert (new.exists(), old.exists()) == (True, False)
+    assert new.drop() == 1
+    assert_sound(storage)
+
+
+def test_a_part_of_an_adaptive_embedding_that_was_made_anew_is_not_taken_for_the_old_one(storage: PyStorage) -> None:
+    def opened() -> AdaptiveEmbedding:
+        return AdaptiveEmbedding(storage, sgd(), zeros(), 4, "item", buckets=8)
+
+    old = opened()
+    old.lookup(keys_of(1), [1]).apply_gradients(ones(1))
+    for part in (old.exact, old.static):
+        storage.drop_group(part.group)
+        new = opened()
+        assert (new.static.group, new.exact.group) == (old.static.group, old.exact.group)
+        with pytest.raises(UnknownGroup, match="another one than was opened"):
+            old.lookup(keys_of(1), [0])
+        old = new
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_a_group_is_the_same_one_after_a_kill_and_as_a_checkpoint_has_it(
+    open_storage: OpenStorage, tmp_path: Path, flushed: bool
+) -> None:
+    storage = open_storage()
+    storage.flush()
+    first = embedding(storage)
+    storage.checkpoint(tmp_path / "first")
+    storage.drop_group(0)
+    second = embedding(storage)
+    second.alter(ttl=5)
+    if flushed:
+        storage.flush()
+    with PyStorage(as_after_kill(storage, tmp_path / "image")) as again:
+        assert embedding(again, ttl=5).generation == second.generation != first.generation
+    storage.restore_from(tmp_path / "first")
+    assert (first.exists(), second.exists()) == (True, False)
+    first.lookup(keys_of(1))
+    with pytest.raises(UnknownGroup, match="restore_from"):
+        second.lookup(keys_of(1))
 
 
 @pytest.mark.parametrize("flushed", [False, True])

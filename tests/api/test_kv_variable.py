@@ -464,21 +464,45 @@ def test_drop_removes_the_rows_and_the_name(open_storage: OpenStorage) -> None:
     assert get_collection("variables")[-1] is new
 
 
+def test_a_variable_that_somebody_else_dropped_and_made_anew_is_not_taken_for_the_old_one(
+    open_storage: OpenStorage,
+) -> None:
+    both = storages(open_storage, 2)
+    old = variable(both)
+    old.lookup(np.arange(20))
+    for each, storage in zip(old.embeddings, both, strict=True):
+        storage.drop_group(each.group)
+    for each in old.embeddings:
+        built_on = each.config.variable
+        PyEmbedding(each.storage, sgd(1.0), uniform(), 4, "test/rows", variable=built_on, miss_value="initializer")
+    for train in (True, False):
+        with pytest.raises(UnknownGroup, match="another one than was opened"):
+            old.lookup([1], train=train)
+    assert old.drop() == 0
+    new = variable(both)
+    new.lookup(np.arange(20))
+    assert variable(both, reuse=True) is new
+    for each, storage in zip(new.embeddings, both, strict=True):
+        storage.drop_group(each.group)
+    with pytest.raises(UnknownName, match="no variable 'test/rows'"):
+        variable(both, reuse=True)
+    assert variable(both, reuse=AUTO_REUSE).lookup([1]).any()
+
+
 def test_a_drop_that_failed_on_one_storage_is_repeated(
     open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = storages(open_storage, 2)
     rows = variable(both)
     rows.lookup(np.arange(20))
-    drop = both[1].drop_group
 
-    def fail(_: int) -> int:
+    def fail(*_: int) -> int:
         raise StorageClosed("away")
 
-    monkeypatch.setattr(both[1], "drop_group", fail)
-    with pytest.raises(StorageClosed, match="away"):
-        rows.drop()
-    monkeypatch.setattr(both[1], "drop_group", drop)
+    with monkeypatch.context() as patched:
+        patched.setattr(both[1].backend, "drop_group", fail)
+        with pytest.raises(StorageClosed, match="away"):
+            rows.drop()
     assert 0 < rows.drop() < 20
     assert [storage.names() for storage in both] == [{}, {}]
     assert rows.drop() == 0

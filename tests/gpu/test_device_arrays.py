@@ -21,7 +21,7 @@ from rockbed import (
     WrongShape,
 )
 from rockbed.device_arrays import on_device
-from rockbed.errors import BatchTooLarge, DimMismatch, RockbedError
+from rockbed.errors import BatchTooLarge, RockbedError, UnknownGroup
 from tests.api.helpers import QUIET, Served, adagrad, assert_sound, embedding, keys_of, ones, uniform
 from tests.fused.cases import every_feature, random_batch, random_gradients, two_tables
 from tests.gpu.host_launcher import HostLauncher
@@ -340,11 +340,11 @@ def test_a_batch_of_more_rows_than_there_is_room_for_changes_nothing(open_storag
     assert_sound(rows.storage)
 
 
-def test_a_group_made_anew_with_another_dim_is_found_out(open_storage: Open) -> None:
+def test_a_group_made_anew_is_found_out(open_storage: Open) -> None:
     fused = two_features(open_storage())
     fused.storage.drop_group(1)
     embedding(fused.storage, dim=6, group=1)
-    with pytest.raises(DimMismatch, match="open it again"):
+    with pytest.raises(UnknownGroup, match="another one than was opened"):
         fused.lookup(lent_batch({name: Ragged(K, ENDS) for name in "as"}))
 
 

@@ -117,7 +117,7 @@ def test_parts_that_differ_are_refused(server: Server, connect: Connect) -> None
     with grpc.insecure_channel(target.removeprefix("grpc://")) as channel, pytest.raises(grpc.RpcError) as caught:
         list(embedding_pb2_grpc.EmbeddingStub(channel).ApplyGradientsStream(iter(parts)))
     failed: Any = caught.value
-    assert "differ in precision or global_step" in failed.details()
+    assert "differ in precision, global_step or generation" in failed.details()
 
 
 class LosesFirst(grpc.ServerInterceptor):  # type: ignore[misc]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rockbed.errors import GroupConflict, InvalidConfig, StorageCorrupt, StoreNotFound
 from rockbed.requests import ExportOptions
-from rockbed.server.digests import Earlier
+from rockbed.server.digests import Earlier, must_be_whole
 from rockbed.server.group import Group
 from rockbed.server.manifest import FILE, GroupTables, Manifest, Since
 
@@ -72,6 +72,8 @@ class Base:
                 f"group {group.number} was dropped and made anew with other settings since {self._path}: make a whole "
                 "export"
             )
+        if tables.digests_sha256 is not None:
+            must_be_whole(self._path / tables.digests.name, tables.digests_sha256)
 
     def rows_of(self, group: Group) -> Earlier:
         """The rows of a group that the export stands for."""

@@ -2,11 +2,12 @@
 
 A group's file holds (key i64, digest u64), little-endian, for each row that the export stands for, in the order in
 which RocksDB has the keys: by slot, then by key. Both sides are in that order, so they are merged as they are read,
-whatever their size.
+whatever their size. The manifest has the file's SHA-256: a digest that has changed on the disk would have its row
+written again, a key that has changed would have another row taken for one that is gone.
 """
 
+from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from rockbed.storage.files import os_errors
 from rockbed.types import I64, U64, AnyArray, Bool
 
 ENTRY = np.dtype([("key", "<i8"), ("digest", "<u8")])
+_PIECE_BYTES = 1 << 20  # of a file that are read at a time
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _SIGN = np.uint64(1 << 63)
 
@@ -33,11 +35,24 @@ def row_digests(columns: list[AnyArray]) -> U64:
     return digests
 
 
-def write(file: BinaryIO, keys: I64, digests: U64) -> None:
-    """Append the entries of some rows."""
+def entries_of(keys: I64, digests: U64) -> bytes:
+    """The entries of some rows, as the file has them."""
     entries = np.empty(keys.size, ENTRY)
     entries["key"], entries["digest"] = keys, digests
-    file.write(entries.tobytes())
+    return entries.tobytes()
+
+
+def must_be_whole(path: Path, checksum: str) -> None:
+    """Raise StorageCorrupt where a file is not what was written. checksum: its SHA-256 in hexadecimal digits."""
+    found = sha256()
+    with os_errors(f"reading {path}"), path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            found.update(piece)
+    if found.hexdigest() != checksum:
+        raise StorageCorrupt(
+            f"{path} does not match its checksum in the manifest, and what has changed since cannot be told: put an "
+            "undamaged copy of the export in its place, or make a whole export"
+        )
 
 
 class Earlier:

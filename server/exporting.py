@@ -1,6 +1,7 @@
 """Export: rows as table files that other programs read, and that an import takes back."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,7 @@ from rockbed.reports import ExportReport
 from rockbed.requests import ExportOptions
 from rockbed.server.chains import Base
 from rockbed.server.conditions import Conditions
-from rockbed.server.digests import Earlier, row_digests
-from rockbed.server.digests import write as write_digests
+from rockbed.server.digests import Earlier, entries_of, row_digests
 from rockbed.server.group import Group
 from rockbed.server.manifest import GroupTables, Manifest, TableFile
 from rockbed.server.scanning import Rows, scan
@@ -92,6 +92,7 @@ class _Writer:
         self._used = 0
         self._gone: list[I64] = []
         self._digested = 0
+        self._checksum = sha256()  # of the digests
 
     def add(self, rows: Rows, picked: I64) -> None:
         """Take the rows at the positions picked, int64[m]. rows: the next ones in RocksDB's order."""
@@ -126,7 +127,9 @@ class _Writer:
         digests = row_digests([column for name, column in found.items() if name != "key"])
         path = self._directory / self._digests_name
         with os_errors(f"writing {path}"), path.open("ab") as file:
-            write_digests(file, found["key"], digests)
+            entries = entries_of(found["key"], digests)
+            file.write(entries)
+        self._checksum.update(entries)
         self._digested += digests.size
         changed, gone = self._earlier.compared(found["key"], digests, last)
         self._drop(gone)
@@ -175,4 +178,5 @@ class _Writer:
                 path.touch()
                 sync_path(path)
             self.tables.digests = TableFile(path.name, self._digested, path.stat().st_size)
+            self.tables.digests_sha256 = self._checksum.hexdigest()
         return self.tables

@@ -49,7 +49,8 @@ class GroupTables:
     """A group's share. slots: float32 values of the optimizer's state a row, None where they were left out.
 
     removed: files of keys alone, which had a row in the export that this one goes on from. digests: see
-    rockbed.server.digests, of all rows that this export and those before it stand for.
+    rockbed.server.digests, of all rows that this export and those before it stand for; digests_sha256: of that file, in
+    hexadecimal digits, None where it was written without.
     """
 
     config: GroupConfig
@@ -58,13 +59,14 @@ class GroupTables:
     files: list[TableFile] = field(default_factory=list)
     removed: list[TableFile] = field(default_factory=list)
     digests: TableFile | None = None
+    digests_sha256: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As in the manifest, which has no word of what there is not."""
         return {
             name: value
             for name, value in {**asdict(self), "config": self.config.to_json()}.items()
-            if name not in ("removed", "digests") or value
+            if name not in ("removed", "digests", "digests_sha256") or value
         }
 
     def columns(self) -> dict[str, int | None]:
@@ -150,7 +152,8 @@ def _group(found: dict[str, Any]) -> GroupTables:
     files, removed = ([_table_file(file, 1) for file in found.get(name, [])] for name in ("files", "removed"))
     digests = _table_file(found["digests"], 0) if "digests" in found else None
     config = GroupConfig.from_json(found["config"])
-    return GroupTables(config, found["slots"], found["rows"], files, removed, digests)
+    checksum = found.get("digests_sha256")
+    return GroupTables(config, found["slots"], found["rows"], files, removed, digests, checksum)
 
 
 def _table_file(found: dict[str, Any], least: int) -> TableFile:

@@ -230,6 +230,33 @@ def test_what_nothing_can_go_on_from_is_an_error(open_storage: OpenStorage, cloc
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("at", [3, 9, -1])  # in the first key, the first digest, the last one
+def test_a_flipped_bit_of_the_digests_is_an_error_and_no_wrong_export(
+    storage: PyStorage, tmp_path: Path, at: int
+) -> None:
+    _train(storage, np.random.default_rng(11))
+    _export(storage, tmp_path / "a")
+    file = next((tmp_path / "a").glob("*-digests.bin"))
+    content = bytearray(file.read_bytes())
+    content[at] ^= 0x10
+    file.write_bytes(content)
+    with pytest.raises(StorageCorrupt, match=r"digests\.bin does not match its checksum.*make a whole export"):
+        _export(storage, tmp_path / "b", since=tmp_path / "a")
+    assert not (tmp_path / "b").exists()
+    content[at] ^= 0x10
+    file.write_bytes(content)
+    assert _export(storage, tmp_path / "b", since=tmp_path / "a").rows_written == {1: 0}
+
+
+def test_digests_that_were_written_without_a_checksum_are_gone_on_from(storage: PyStorage, tmp_path: Path) -> None:
+    _train(storage, np.random.default_rng(12))
+    _export(storage, tmp_path / "a")
+    manifest = manifest_of(tmp_path / "a")
+    del manifest["groups"][0]["digests_sha256"]
+    write_manifest(tmp_path / "a", manifest)
+    assert _export(storage, tmp_path / "b", since=tmp_path / "a").rows_written == {1: 0}
+
+
 @pytest.mark.embedded
 def test_a_chain_lies_in_one_directory_and_its_store_can_be_written(tmp_path: Path) -> None:
     with PyStorage(tmp_path / "store") as storage:

@@ -120,6 +120,9 @@ class Backend(Protocol):
     def export(self, path: Path, options: ExportOptions, progress: Callable[[int, int], None] | None) -> ExportReport:
         """See PyStorage.export."""
 
+    def remove_export(self, path: Path, sha256: str) -> None:
+        """See PyStorage.remove_export."""
+
     def import_(self, path: Path, options: ImportOptions, progress: Callable[[int, int], None] | None) -> ImportReport:
         """See PyStorage.import_."""
 

@@ -151,6 +151,10 @@ class Embedded:
     def export(self, path: Path, options: ExportOptions, progress: Callable[[int, int], None] | None) -> ExportReport:
         return exporting.export(self.engine, path, options, progress)
 
+    def remove_export(self, path: Path, sha256: str) -> None:
+        self.engine.check_open()
+        exporting.remove(path, sha256)
+
     def import_(self, path: Path, options: ImportOptions, progress: Callable[[int, int], None] | None) -> ImportReport:
         return importing.import_(self.engine, path, options, progress)
 

@@ -333,6 +333,10 @@ class Remote:
         report = self._told("Export", admin_pb2.ExportRequest(name=_name(path), **asdict(options)), progress)
         return ExportReport(**_grouped(report))
 
+    def remove_export(self, path: Path, sha256: str) -> None:
+        request = admin_pb2.RemoveExportRequest(name=_name(path), sha256=sha256)
+        self._transport.call("RemoveExport", request, again=False, long=True)
+
     def import_(self, path: Path, options: ImportOptions, progress: Callable[[int, int], None] | None) -> ImportReport:
         report = self._told("Import", admin_pb2.ImportRequest(name=_name(path), **asdict(options)), progress)
         return ImportReport(**_grouped(report))

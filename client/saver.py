@@ -1,6 +1,7 @@
 """`Saver`: variables written to files and read back: training checkpoints, saved models, what has changed since."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from rockbed.client.multihash import MultiHashVariable
 from rockbed.client.storage import PyStorage
 from rockbed.client.variables import is_open, open_variables
 from rockbed.config import FLOAT32_MAX, number_problems, whole_problems
-from rockbed.errors import InvalidConfig, StorageClosed, WrongDtype
+from rockbed.errors import InvalidConfig, RockbedError, StorageClosed, WrongDtype
 from rockbed.reports import ExportReport, ImportReport
+
+_log = logging.getLogger("rockbed")
 
 FLOAT32_LEAST = 1.401298464324817e-45
 """The smallest float32 above 0: what is nearer to 0 is 0."""
@@ -59,7 +62,7 @@ class Saver:
         own, `path-00000-of-00002` and so on. since: an earlier one beside it, of the same variables: only rows that
         have changed since, and the keys of those that are gone. format: "npz", "parquet", "safetensors".
         Rows are whole, each as of some moment of the call. Returns a report for each storage. Raises what
-        PyStorage.export raises.
+        PyStorage.export raises; then what the call has written on other storages is removed.
         """
         return self._export(path, since, format, {"slots": True})
 
@@ -144,12 +147,27 @@ class Saver:
         groups = [each.config.group for each in self.variables]
         count = len(self.storages)
 
-        def written(i: int) -> ExportReport:
+        def written(i: int) -> None:
             before = None if since is None else _shard(since, i, count)
-            place = _shard(path, i, count)
-            return self.storages[i].export(place, groups=groups, format=format, digests=True, since=before, **options)
+            storage, place = self.storages[i], _shard(path, i, count)
+            reports[i] = storage.export(place, groups=groups, format=format, digests=True, since=before, **options)
 
-        return all_of(storage.ahead.lookup(written, i) for i, storage in enumerate(self.storages))
+        reports: dict[int, ExportReport] = {}
+        try:
+            all_of(storage.ahead.lookup(written, i) for i, storage in enumerate(self.storages))
+        except BaseException:
+            # with those of another attempt they would look like shards of one moment
+            self._remove(path, reports)
+            raise
+        return [reports[i] for i in range(count)]
+
+    def _remove(self, path: _Path, reports: Mapping[int, ExportReport]) -> None:
+        for i, report in reports.items():
+            place = _shard(path, i, len(self.storages))
+            try:
+                self.storages[i].remove_export(place, report)
+            except RockbedError as error:
+                _log.warning("rockbed: %s is left of a save that failed, remove it: %s", place, error)
 
 
 def _shard(path: _Path, number: int, count: int) -> str:

@@ -288,6 +288,13 @@ class PyStorage:
         )
         return self.backend.export(Path(path), options, progress)
 
+    def remove_export(self, path: str | os.PathLike[str], report: ExportReport) -> None:
+        """Remove what `export` wrote to a path and gave this report of; never another export that has the path now.
+
+        Raises StoreNotFound, and the disk's errors.
+        """
+        self.backend.remove_export(Path(path), report.sha256)
+
     def import_(
         self,
         path: str | os.PathLike[str],

@@ -47,6 +47,7 @@ class ExportReport:
     """What an export wrote. rows_seen, rows_written: by group, expired rows seen included; file_bytes: in all.
 
     rows_removed: by group, of an export since another one, the keys that had a row in that one and have none now.
+    sha256: of manifest.json, in hexadecimal digits; it tells this export from any other that has its name later.
     """
 
     format: str
@@ -54,6 +55,7 @@ class ExportReport:
     rows_written: dict[int, int] = field(default_factory=dict)
     file_bytes: int = 0
     rows_removed: dict[int, int] = field(default_factory=dict)
+    sha256: str = ""
 
 
 @dataclass(slots=True)

@@ -243,6 +243,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
                 engine = self._serving.engine
                 yield from told(context, pb.ExportProgress, partial(exporting.export, engine, path, options))
 
+    def RemoveExport(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with answered(context):
+            path = _within(self._exports, request.name, "export")
+            may = partial(self._callers_groups, context, doing="remove an export of every group")
+            with self._audited(context, "remove export %s", request.name):
+                exporting.remove(path, request.sha256, may)
+                return pb.RemoveExportResponse()
+
     def Import(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         with answered(context):
             self._callers_groups(context, request.groups, "import every group")

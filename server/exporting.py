@@ -1,5 +1,6 @@
 """Export: rows as table files that other programs read, and that an import takes back."""
 
+import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -7,16 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rockbed.errors import StoreNotFound
 from rockbed.reports import ExportReport
 from rockbed.requests import ExportOptions
 from rockbed.server.chains import Base
 from rockbed.server.conditions import Conditions
 from rockbed.server.digests import Earlier, entries_of, row_digests
 from rockbed.server.group import Group
-from rockbed.server.manifest import GroupTables, Manifest, TableFile
+from rockbed.server.manifest import FILE, GroupTables, Manifest, Since, TableFile
 from rockbed.server.scanning import Rows, scan
 from rockbed.server.table_files import Columns, TableFormat, table_format
-from rockbed.storage.checkpoint import Draft
+from rockbed.storage.checkpoint import Draft, draft_of
 from rockbed.storage.files import os_errors, sync_path
 from rockbed.types import I64
 
@@ -64,8 +66,20 @@ def export(
             report.file_bytes += sum(file.bytes for file in [*tables.files, *tables.removed])
             if base.since is not None:
                 report.rows_removed[group.number] = sum(file.rows for file in tables.removed)
-        manifest.write(draft)
+        report.sha256 = manifest.write(draft)
     return report
+
+
+def remove(path: Path, sha256: str, may: Callable[[list[int]], object] = lambda groups: None) -> None:
+    """See PyStorage.remove_export. may: called with the groups that it has; raises to refuse."""
+    if path.is_symlink() or not (path / FILE).is_file() or Since.of(path).sha256 != sha256:
+        raise StoreNotFound(f"{path} is not the export of SHA-256 {sha256!r}: nothing was removed")
+    may([tables.config.group for tables in Manifest.read(path).groups])
+    going = draft_of(path)
+    with os_errors(f"removing {path}"):
+        path.rename(going)  # so that nobody finds half of it
+        sync_path(path.parent)
+        shutil.rmtree(going)
 
 
 class _Writer:

@@ -84,8 +84,8 @@ class Manifest:
     groups: list[GroupTables]
     since: "Since | None" = None
 
-    def write(self, directory: Path) -> None:
-        """Write manifest.json."""
+    def write(self, directory: Path) -> str:
+        """Write manifest.json. Returns its SHA-256 in hexadecimal digits."""
         content = {
             "format_version": FORMAT_VERSION if self.since else WHOLE_VERSION,
             "rockbed_version": __version__,
@@ -94,7 +94,9 @@ class Manifest:
         }
         if self.since is not None:
             content["since"] = asdict(self.since)
-        write_atomically(directory / FILE, json.dumps(content, indent=1).encode())
+        text = json.dumps(content, indent=1).encode()
+        write_atomically(directory / FILE, text)
+        return sha256(text).hexdigest()
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":

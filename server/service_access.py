@@ -34,7 +34,7 @@ _READ = (
 _TRAIN = ("ApplyGradients", "ApplyGradientsStream", "FusedApplyGradients", "LastRequest")
 _ADMIN = (
     *("AlterGroup", "DropGroup", "PutRows", "Shrink"),
-    *("Check", "Flush", "Compact", "Checkpoint", "Restore", "Dump", "Export", "Import"),
+    *("Check", "Flush", "Compact", "Checkpoint", "Restore", "Dump", "Export", "RemoveExport", "Import"),
 )
 NEEDED = {
     **dict.fromkeys(_READ, Role.READ),  # what Lookup and CreateGroup need depends on the request, too

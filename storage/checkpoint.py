@@ -27,13 +27,18 @@ def must_be_new(path: Path) -> None:
         raise StoreExists(f"{path} is there already: choose a new path, or remove it first")
 
 
+def draft_of(path: Path) -> Path:
+    """A name beside `path` for what is not complete, or not any more."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+
+
 class Draft:
     """A directory under construction: it has its real name only once it is complete, or it leaves nothing behind."""
 
     def __init__(self, target: Path) -> None:
         must_be_new(target)
         self.target = target
-        self.path = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        self.path = draft_of(target)
 
     def __enter__(self) -> Path:
         with os_errors(f"creating {self.path}"):

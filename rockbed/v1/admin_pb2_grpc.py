@@ -119,6 +119,11 @@ class AdminStub(object):
                 request_serializer=rockbed_dot_v1_dot_admin__pb2.ExportRequest.SerializeToString,
                 response_deserializer=rockbed_dot_v1_dot_admin__pb2.ExportProgress.FromString,
                 _registered_method=True)
+        self.RemoveExport = channel.unary_unary(
+                '/rockbed.v1.Admin/RemoveExport',
+                request_serializer=rockbed_dot_v1_dot_admin__pb2.RemoveExportRequest.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_admin__pb2.RemoveExportResponse.FromString,
+                _registered_method=True)
         self.Import = channel.unary_stream(
                 '/rockbed.v1.Admin/Import',
                 request_serializer=rockbed_dot_v1_dot_admin__pb2.ImportRequest.SerializeToString,
@@ -243,6 +248,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RemoveExport(self, request, context):
+        """Removes an export from there, and never another one of its name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Import(self, request, context):
         """Stores the rows of what lies under a name in the server's export directory. Progress and report as of Export.
         """
@@ -337,6 +349,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Export,
                     request_deserializer=rockbed_dot_v1_dot_admin__pb2.ExportRequest.FromString,
                     response_serializer=rockbed_dot_v1_dot_admin__pb2.ExportProgress.SerializeToString,
+            ),
+            'RemoveExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveExport,
+                    request_deserializer=rockbed_dot_v1_dot_admin__pb2.RemoveExportRequest.FromString,
+                    response_serializer=rockbed_dot_v1_dot_admin__pb2.RemoveExportResponse.SerializeToString,
             ),
             'Import': grpc.unary_stream_rpc_method_handler(
                     servicer.Import,
@@ -803,6 +820,33 @@ class Admin(object):
             '/rockbed.v1.Admin/Export',
             rockbed_dot_v1_dot_admin__pb2.ExportRequest.SerializeToString,
             rockbed_dot_v1_dot_admin__pb2.ExportProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.Admin/RemoveExport',
+            rockbed_dot_v1_dot_admin__pb2.RemoveExportRequest.SerializeToString,
+            rockbed_dot_v1_dot_admin__pb2.RemoveExportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,6 +65,9 @@ class Served(PyStorage):
             options["since"] = Path(options["since"]).name
         return super().export(Path(path).name, **options)
 
+    def remove_export(self, path: Any, report: ExportReport) -> None:
+        super().remove_export(Path(path).name, report)
+
     def import_(self, path: Any, **options: Any) -> ImportReport:
         return super().import_(Path(path).name, **options)
 

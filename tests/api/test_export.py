@@ -20,6 +20,7 @@ from rockbed import (
     StorageClosed,
     StorageFull,
     StoreExists,
+    StoreNotFound,
     UnknownGroup,
     UnknownName,
 )
@@ -364,6 +365,21 @@ def test_an_export_that_is_interrupted_leaves_nothing(storage: PyStorage, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         storage.export(tmp_path / "export", format="npz", progress=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_an_export_is_removed_and_never_another_one_that_has_its_name(storage: PyStorage, tmp_path: Path) -> None:
+    rows = embedding(storage)
+    rows.lookup(keys_of(1))
+    first = storage.export(tmp_path / "a", format="npz")
+    storage.remove_export(tmp_path / "a", first)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    rows.lookup(keys_of(2))
+    second = storage.export(tmp_path / "a", format="npz")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for path, report in ((tmp_path / "a", first), (tmp_path / "b", second), (tmp_path / "link", second)):
+        with pytest.raises(StoreNotFound, match="nothing was removed"):
+            storage.remove_export(path, report)
+    assert _rows(tmp_path / "a", 0).keys() == {1, 2}
 
 
 @pytest.mark.embedded  # over the wire nobody waits for `progress`

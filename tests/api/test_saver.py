@@ -314,6 +314,48 @@ def test_a_damaged_shard_changes_nothing(open_storage: OpenStorage, tmp_path: Pa
     assert all_rows(rows) == wanted
 
 
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_save_that_fails_on_one_storage_leaves_nothing_of_itself(
+    open_storage: OpenStorage, tmp_path: Path, failing: int
+) -> None:
+    rows = made(fresh(open_storage, 3, "s"), 3)
+    wanted = trained(rows)
+    saver = Saver([rows])
+    saver.save(tmp_path / "old")
+    shards = [f"{name}-{i:05d}-of-00003" for name in ("old", "saved") for i in range(3)]
+    taken = tmp_path / shards[3 + failing]
+    taken.mkdir()
+    (taken / "note").write_text("not an export")
+    with pytest.raises(StoreExists):
+        saver.save(tmp_path / "saved", since=tmp_path / "old")
+    with pytest.raises(StoreExists):
+        saver.save(tmp_path / "old")  # what an earlier call has written stays
+    left = sorted(path.name for path in tmp_path.iterdir() if not (path / "catalog.json").exists())
+    assert left == [*shards[:3], taken.name]
+    (taken / "note").unlink()
+    later = trained(rows, 3)
+    saver.save(tmp_path / "saved", since=tmp_path / "old")
+    for name, had in (("old", wanted), ("saved", later)):
+        saver.restore(tmp_path / name)
+        assert all_rows(rows) == had
+
+
+def test_what_cannot_be_removed_of_a_save_that_failed_is_said(
+    open_storage: OpenStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = made(fresh(open_storage, 2, "s"), 2)
+    (tmp_path / "saved-00001-of-00002").write_text("a file")
+
+    def fails(*_: Any) -> None:
+        raise StorageClosed("the server is away")
+
+    monkeypatch.setattr(rows.storages[0].backend, "remove_export", fails)
+    with pytest.raises(StoreExists):
+        Saver([rows]).save(tmp_path / "saved")
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "rockbed"]
+    assert "saved-00000-of-00002 is left of a save that failed, remove it: the server is away" in said
+
+
 def test_a_saver_takes_all_variables_that_are_open(open_storage: OpenStorage, tmp_path: Path) -> None:
     (storage,) = fresh(open_storage, 1, "s")
     with pytest.raises(InvalidConfig, match="no variable"):

@@ -315,3 +315,22 @@ def test_an_import_writes_to_the_groups_of_its_token_alone(
     with pytest.raises(UnknownGroup, match="no rows for group 1 of this store"):
         connect(target, token=f"{BOUND} admin").import_("made", groups=[1])
     assert server.engine.group(theirs.group).counters.rows == 0
+
+
+def test_an_export_is_removed_by_a_token_of_its_groups_alone(
+    server: Server, tokens: Path, tmp_path: Path, connect: Connect
+) -> None:
+    (tmp_path / "exports").mkdir()
+    target = server.start(tokens=tokens, exports=tmp_path / "exports")
+    operator, bound = connect(target, token=SECRETS["admin"]), connect(target, token=f"{BOUND} admin")
+    for group in (1, 2):
+        embedding(operator, group=group)
+    reports = {
+        name: operator.export(name, format="npz", groups=groups) for name, groups in (("own", [1]), ("all", [1, 2]))
+    }
+    with pytest.raises(PermissionDenied):
+        bound.remove_export("all", reports["all"])
+    bound.remove_export("own", reports["own"])
+    with pytest.raises(PermissionDenied):
+        connect(target, token=SECRETS["train"]).remove_export("all", reports["all"])
+    assert [path.name for path in (tmp_path / "exports").iterdir()] == ["all"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rockbed.client.arrays import checked_floats, described
-from rockbed.client.embedding import PyEmbedding
+from rockbed.client.embedding import PyEmbedding, take_back
 from rockbed.client.hashing import hash_buckets
 from rockbed.client.initializer import PyInitializer
 from rockbed.client.optimizer import PyOptimizer
@@ -108,10 +108,15 @@ class AdaptiveEmbedding:
         )
         # What the exact part is given the static one takes too, and not the reverse: opened in this order neither is
         # made where the other cannot be. One that is there already goes first, as what it is made of is fixed.
-        if hasattr(storage, "backend") and f"{name}/static" in storage.names():
-            self.static, self.exact = static(), exact()
-        else:
-            self.exact, self.static = exact(), static()
+        static_first = hasattr(storage, "backend") and f"{name}/static" in storage.names()
+        opened: list[PyEmbedding] = []
+        try:
+            for part in (static, exact) if static_first else (exact, static):
+                opened.append(part())
+        except BaseException:
+            take_back(opened)
+            raise
+        self.static, self.exact = opened if static_first else opened[::-1]
 
     @property
     def dim(self) -> int:

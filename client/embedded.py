@@ -29,6 +29,7 @@ from rockbed.server import (
     dumping,
     exporting,
     fused,
+    grouping,
     importing,
     inspecting,
     putting,
@@ -65,8 +66,8 @@ class Embedded:
         return self.engine.device
 
     def open_group(self, config: GroupConfig, *, by_name: bool = False) -> OpenedGroup:
-        group = self.engine.open_group(config, by_name=by_name)
-        return OpenedGroup(group.config, group.global_step, group.generation)
+        group, created = grouping.open_group(self.engine, config, by_name=by_name)
+        return OpenedGroup(group.config, group.global_step, group.generation, created)
 
     def lookup(self, asked: Lookup, *, train: bool) -> None:
         self.engine.lookup(asked.group, asked.keys, asked.out, train=train, generation=asked.generation)

@@ -1,6 +1,7 @@
 """`PyEmbedding`: one group of rows, looked up and trained by key."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, overload
@@ -12,7 +13,7 @@ from rockbed.client.initializer import PyInitializer
 from rockbed.client.optimizer import PyOptimizer
 from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.config import GroupConfig, Named
-from rockbed.errors import InvalidConfig, WrongDtype
+from rockbed.errors import InvalidConfig, RockbedError, WrongDtype
 from rockbed.requests import STEP_MAX, Gradients, Lookup
 from rockbed.server.admission import checked_admission
 from rockbed.types import F32, I64, U64
@@ -20,6 +21,8 @@ from rockbed.types import F32, I64, U64
 if TYPE_CHECKING:
     from rockbed.client.request_ids import RequestId
     from rockbed.client.storage import PyStorage
+
+_log = logging.getLogger("rockbed")
 
 
 class PyEmbedding:
@@ -125,6 +128,8 @@ class PyEmbedding:
         self.config, self._step = opened.config, opened.global_step
         self.generation = opened.generation
         """Which of the groups that have had this number one after another."""
+        self.created = opened.created
+        """Whether the group was not there before."""
 
     def alter(self, *, optimizer: PyOptimizer | None = None, **settings: Any) -> None:
         """Change settings of the group for good, while it is used: its optimizer's parameters and schedule, and by
@@ -282,6 +287,19 @@ class PyEmbedding:
     def __repr__(self) -> str:
         named = "" if self.name is None else f", name={self.name!r}"
         return f"PyEmbedding(group={self.group}{named}, dim={self.dim}, optimizer={self.config.optimizer['name']!r})"
+
+
+def take_back(embeddings: Iterable[PyEmbedding]) -> None:
+    """Drop the groups that were created by opening these, unless somebody has put rows into them since: what was to be
+    opened along with them cannot be."""
+    for each in embeddings:
+        if not each.created:
+            continue
+        try:
+            if each.exists() and not each.storage.stats()["groups"][each.group]["rows"]:
+                each.drop()
+        except RockbedError as error:  # on a server it takes the role admin; what is left is empty, and may be opened
+            _log.warning("rockbed: the new group of %r, without rows, is not taken back: %s", each, error)
 
 
 def _named(rule: Any) -> Named:

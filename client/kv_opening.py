@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rockbed.client.embedding import PyEmbedding
+from rockbed.client.embedding import PyEmbedding, take_back
 from rockbed.client.initializer import PyInitializer
 from rockbed.client.kv_variable import KvVariable
 from rockbed.client.optimizer import PyOptimizer
@@ -79,7 +79,7 @@ def get_kv_variable(
         initializer=_initializer(scope.initializer if initializer is None else initializer),
         optimizer=_optimizer(optimizer),
         partitioner=scope.partitioner if partitioner is None else partitioner,
-        storages=_storages(scope.storage if storage is None else storage),
+        storages=storages_of(scope.storage if storage is None else storage),
         trainable=trainable,
         collections=_collections(collections, trainable),
         built_on=dict(settings.pop("variable", None) or {}),
@@ -177,6 +177,32 @@ class _Asked:
         optimizer = self.optimizer or (_as_stored(first) if first else PyOptimizer(DEFAULT_OPTIMIZER))
         settings = {**(_settings_of(first) if first else {}), **self.settings}
         embeddings: list[PyEmbedding] = []
+        try:
+            self._open_all(embeddings, stored, placement, optimizer, initializer, settings)
+        except BaseException:
+            take_back(embeddings)
+            raise
+        return KvVariable(
+            self.name,
+            embeddings,
+            Keys(self.name, self.key_dtype),
+            placement,
+            trainable=self.trainable,
+            collections=(
+                collections_of(None, trainable=self.trainable) if self.collections is None else self.collections
+            ),
+        )
+
+    def _open_all(
+        self,
+        embeddings: list[PyEmbedding],
+        stored: Sequence[GroupConfig | None],
+        placement: Placement,
+        optimizer: PyOptimizer,
+        initializer: PyInitializer,
+        settings: Mapping[str, Any],
+    ) -> None:
+        """Append the group of each storage."""
         for i, storage in enumerate(self.storages):
             variable = {**self.built_on, "kind": "kv", "key_dtype": self.key_dtype, "parts": placement.parts}
             if len(self.storages) > 1:
@@ -192,16 +218,6 @@ class _Asked:
                     f"variable {self.name!r} is group {embeddings[0].group} in {self.storages[0]!r}, and cannot be "
                     f"that in {storage!r}, so its rows would begin differently there: give another name"
                 )
-        return KvVariable(
-            self.name,
-            embeddings,
-            Keys(self.name, self.key_dtype),
-            placement,
-            trainable=self.trainable,
-            collections=(
-                collections_of(None, trainable=self.trainable) if self.collections is None else self.collections
-            ),
-        )
 
     def _must_be_the_same_storages(self, stored: Sequence[GroupConfig | None]) -> None:
         """Raise GroupConflict where one of them has rows and another has never heard of the variable."""
@@ -273,7 +289,8 @@ def _settings_of(config: GroupConfig) -> dict[str, Any]:
     return {{"ttl_s": "ttl"}.get(name, name): getattr(config, name) for name in names if name not in others}
 
 
-def _storages(given: Any) -> tuple[PyStorage, ...]:
+def storages_of(given: Any) -> tuple[PyStorage, ...]:
+    """The storages that a caller, or a scope, gives. Raises InvalidConfig, WrongDtype."""
     if given is None:
         raise InvalidConfig("a variable needs a storage: give storage=, here or to variable_scope")
     storages = (given,) if isinstance(given, PyStorage) else tuple(given) if isinstance(given, list | tuple) else ()

@@ -1,7 +1,7 @@
 """`MultiHashVariable`: an embedding for each id of a large vocabulary, put together from rows of small tables."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rockbed.client.arrays import checked_floats, is_tensor
-from rockbed.client.kv_opening import Rule, Storages, get_kv_variable
+from rockbed.client.embedding import take_back
+from rockbed.client.kv_opening import Rule, Storages, get_kv_variable, storages_of
 from rockbed.client.kv_variable import KvVariable, all_of
 from rockbed.client.mixed_radix import VOCABULARY_MAX, digits_of, partition_problems, smallest_radices
 from rockbed.client.optimizer import PyOptimizer
@@ -121,17 +122,7 @@ def get_multihash_variable(
         **settings,
     }
     about = {**ids.about(), "operation": kind}
-    tables: list[KvVariable] = []
-    try:
-        for i, width in enumerate(widths):
-            tables.append(
-                get_kv_variable(f"{name}/{i}", width, variable={"multihash": {**about, "table": i}}, **shared)
-            )
-    except BaseException:
-        if current_scope().reuse is None:
-            for table in tables:  # it can be asked for again: what is in the store has no rows, or is the last run's
-                unregister(table)
-        raise
+    tables = _opened(name, widths, about, shared)
     first = tables[0].embeddings[0].config.initializer
     if kind == "mul" and first["name"] in ("zeros", "constant") and not first.get("value"):
         warnings.warn(
@@ -140,6 +131,26 @@ def get_multihash_variable(
             stacklevel=2,
         )
     return MultiHashVariable(tables[0].name.removesuffix("/0"), tables, ids, kind)
+
+
+def _opened(name: str, widths: list[int], about: Mapping[str, Any], shared: Mapping[str, Any]) -> list[KvVariable]:
+    """The tables; where one cannot be opened, none is made, and none stays open that was not before."""
+    scope = current_scope()
+    storage = storages_of(scope.storage if shared["storage"] is None else shared["storage"])[0]
+    stored, open_before = storage.names(), dict(storage.variables)
+    tables: dict[int, KvVariable] = {}
+    try:
+        # those that are there first: what they were made of is fixed, and nothing is made where it is not what is asked
+        for i in sorted(range(len(widths)), key=lambda i: scope.full_name(f"{name}/{i}") not in stored):
+            built_on = {"multihash": {**about, "table": i}}
+            tables[i] = get_kv_variable(f"{name}/{i}", widths[i], variable=built_on, **shared)
+    except BaseException:
+        for table in tables.values():
+            if open_before.get(table.name) is not table:
+                take_back(table.embeddings)
+                unregister(table)  # it can be asked for again
+        raise
+    return [tables[i] for i in range(len(widths))]
 
 
 class MultiHashVariable:

@@ -97,7 +97,7 @@ class Remote:
         request = admin_pb2.CreateGroupRequest(config_json=config.to_bytes().decode(), by_name=by_name)
         answer = self._ask("CreateGroup", request)
         stored = GroupConfig.from_json(json.loads(answer.config_json))
-        return OpenedGroup(stored, answer.global_step, answer.generation)
+        return OpenedGroup(stored, answer.global_step, answer.generation, answer.created)
 
     def lookup(self, asked: Lookup, *, train: bool) -> None:
         waiting: deque[tuple[Any, Any, Lookup]] = deque()

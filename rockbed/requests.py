@@ -39,11 +39,13 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True)
 class OpenedGroup:
-    """A group as whoever opens it is told. global_step: 0 where none was set; generation: as of Lookup, never 0."""
+    """A group as whoever opens it is told. global_step: 0 where none was set; generation: as of Lookup, never 0;
+    created: whether it was not there before."""
 
     config: GroupConfig
     global_step: int
     generation: int
+    created: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,8 +93,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
                 raise InvalidConfig("CreateGroup by name, and config_json has no name: give one, or a number")
             with ExitStack() as audit:
                 may = partial(self._may_open, context, audit)
-                group = grouping.open_group(self._serving.engine, config, by_name=request.by_name, may=may)
-            return _group_message(group)
+                group, created = grouping.open_group(self._serving.engine, config, by_name=request.by_name, may=may)
+            return _group_message(group, created=created)
 
     def _may_open(
         self, context: grpc.ServicerContext, audit: ExitStack, stored: GroupConfig | None, asked: GroupConfig
@@ -328,9 +328,15 @@ def _config_of(text: str) -> GroupConfig:
     return GroupConfig.from_json(given)
 
 
-def _group_message(group: Group) -> Any:
+def _group_message(group: Group, *, created: bool = False) -> Any:
     config = json.dumps(group.config.to_json(), sort_keys=True)
-    return pb.Group(group=group.number, config_json=config, global_step=group.global_step, generation=group.generation)
+    return pb.Group(
+        group=group.number,
+        config_json=config,
+        global_step=group.global_step,
+        generation=group.generation,
+        created=created,
+    )
 
 
 def _within(directory: Path | None, name: str, what: str) -> Path:

@@ -136,7 +136,7 @@ class Engine:
 
     def open_group(self, config: GroupConfig, *, by_name: bool = False, used: bool = True) -> Group:
         """See grouping.open_group."""
-        return grouping.open_group(self, config, by_name=by_name, used=used)
+        return grouping.open_group(self, config, by_name=by_name, used=used)[0]
 
     def alter_group(self, config: GroupConfig, generation: int = 0) -> Group:
         """See grouping.alter_group."""

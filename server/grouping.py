@@ -25,13 +25,13 @@ def open_group(
     by_name: bool = False,
     used: bool = True,
     may: Callable[[GroupConfig | None, GroupConfig], None] = lambda stored, asked: None,
-) -> Group:
+) -> tuple[Group, bool]:
     """Create the group, or open it as it is stored; settings that may change are changed, durably.
 
     by_name: the group is the one of the config's name, whatever its number; a new one gets a number that is free.
     used: False where nobody works with the group yet: whoever opens it first may still change its settings.
     may: called with the settings that are stored, None for a new group, and those asked for; raises to refuse.
-    A config without a name leaves the group its own.
+    A config without a name leaves the group its own. Returns the group, and whether it was created.
 
     Raises GroupConflict, DimMismatch where the stored rows do not fit the config, GroupConflict where the group is
     open with another one, or the name is another group's.
@@ -48,7 +48,7 @@ def open_group(
             group = _create(engine, config)
             if used:
                 _use(engine, group)
-            return group
+            return group, True
         config = _keeping_its_name(group, config)
         may(group.config, config)
         must_fit(group.config, config)
@@ -62,7 +62,7 @@ def open_group(
             _change(engine, group, config)
         if used:
             _use(engine, group)
-        return group
+        return group, False
 
 
 def _use(engine: "Engine", group: Group) -> None:

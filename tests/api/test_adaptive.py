@@ -562,6 +562,22 @@ def test_nothing_is_made_where_a_part_cannot_be(storage: PyStorage, wrong: dict[
     assert storage.names() == {}
 
 
+def test_a_part_is_taken_back_where_the_other_one_cannot_be_made(
+    storage: PyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_group = storage.backend.open_group
+
+    def opens(config: Any, **options: Any) -> Any:
+        if config.name == "ids/static":
+            raise StorageFull("no room")
+        return open_group(config, **options)
+
+    monkeypatch.setattr(storage.backend, "open_group", opens)
+    with pytest.raises(StorageFull):
+        adaptive(storage)
+    assert storage.names() == {}
+
+
 @pytest.mark.parametrize("part", ["static", "exact"])
 def test_a_part_that_was_dropped_is_made_anew_as_the_other_says(storage: PyStorage, part: str) -> None:
     rows = adaptive(storage, 5)

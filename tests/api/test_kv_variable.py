@@ -377,7 +377,8 @@ def test_a_number_that_is_taken_on_one_of_the_storages_is_an_error(open_storage:
     number = variable(a, "probe").config.group
     PyEmbedding(b, sgd(), PyInitializer(), 2, number)
     with pytest.raises(GroupConflict, match=f"is group {number} in .*, and cannot be that in"):
-        variable([open_storage("c"), b], "probe")
+        variable([c := open_storage("c"), b], "probe")
+    assert c.names() == {}
     assert b.names() == {}
 
 

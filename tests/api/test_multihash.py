@@ -7,22 +7,26 @@ import numpy as np
 import pytest
 
 from rockbed import (
+    AUTO_REUSE,
     DimMismatch,
     GradientNotFinite,
     GroupConflict,
     IdOutOfRange,
     InvalidBackward,
     InvalidConfig,
+    PermissionDenied,
     PyEmbedding,
     PyInitializer,
     PyOptimizer,
     PyStorage,
     StorageClosed,
+    StorageFull,
     WrongDtype,
     WrongShape,
     embedding_lookup,
     get_multihash_variable,
     quotient_remainder_dims,
+    variable_scope,
 )
 from rockbed.client.hashing import fingerprint64
 from rockbed.types import F64
@@ -353,3 +357,80 @@ def test_what_could_not_be_made_whole_can_be_asked_for_again(storage: PyStorage)
     storage.drop_group(other.group)
     films = get_multihash_variable("films", [[10, 4], [10, 4]], storage=storage)
     assert films.lookup([7]).shape == (1, 4)
+
+
+def full_after(storage: PyStorage, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the store make so many groups and no more."""
+    open_group, left = storage.backend.open_group, [groups]
+
+    def opens(config: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise StorageFull("no room")
+        return open_group(config, **options)
+
+    monkeypatch.setattr(storage.backend, "open_group", opens)
+
+
+def test_what_cannot_be_made_whole_leaves_nothing_of_itself(
+    storage: PyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = PyEmbedding(storage, PyOptimizer(), PyInitializer(), 4, "mh/1")
+    with monkeypatch.context() as patched:
+        patched.setattr(storage.backend, "drop_group", None)  # which would take the role admin: nothing is made at all
+        with pytest.raises(GroupConflict):
+            made(storage)
+    assert storage.names() == {"mh/1": other.group}
+    other.drop()
+    full_after(storage, 1, monkeypatch)
+    with pytest.raises(StorageFull):
+        made(storage)
+    assert storage.groups() == {}
+    monkeypatch.undo()
+    assert made(storage).lookup([1]).any()
+
+
+@pytest.mark.parametrize("reuse", [None, AUTO_REUSE])
+def test_tables_that_were_there_before_stay(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, reuse: Any
+) -> None:
+    with open_storage() as storage:
+        made(storage)
+        storage.drop_group(storage.names()["mh/1"])
+    storage = open_storage()
+    number = storage.names()["mh/0"]
+    with monkeypatch.context() as patched:
+        full_after(storage, 1, patched)
+        with variable_scope("", reuse=reuse), pytest.raises(StorageFull):
+            made(storage)
+    assert storage.names() == {"mh/0": number}
+    assert made(storage).tables[0].config.group == number
+
+
+def test_a_new_table_that_somebody_uses_already_is_not_taken_back(
+    storage: PyStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_group = storage.backend.open_group
+
+    def opens(config: Any, **options: Any) -> Any:
+        if config.name == "mh/1":
+            storage.put_rows(storage.names()["mh/0"], np.array([1]), np.ones((1, 4), np.float32))
+            raise StorageFull("no room")
+        return open_group(config, **options)
+
+    monkeypatch.setattr(storage.backend, "open_group", opens)
+    with pytest.raises(StorageFull):
+        made(storage)
+    monkeypatch.undo()
+    assert list(storage.names()) == ["mh/0"]
+
+    def refuses(*_: Any) -> None:
+        raise PermissionDenied("admins only")
+
+    full_after(storage, 1, monkeypatch)
+    monkeypatch.setattr(storage.backend, "drop_group", refuses)
+    with pytest.raises(StorageFull):
+        get_multihash_variable("other", SHAPES["add"], storage=storage)
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "rockbed"]
+    assert "other/0" in said
+    assert "is not taken back: admins only" in said

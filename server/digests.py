@@ -30,7 +30,7 @@ def row_digests(columns: list[AnyArray]) -> U64:
     digests = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
         words = column.view(np.uint32 if column.dtype == np.dtype(np.float32) else np.uint64)
-        for word in words.reshape(len(column), -1).T:
+        for word in np.atleast_2d(words.T):
             digests = mix64((digests ^ word.astype(np.uint64)) + _STEP)
     return digests
 

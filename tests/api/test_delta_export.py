@@ -115,6 +115,15 @@ def test_expired_and_filtered_rows_are_gone(open_storage: OpenStorage, clock: Cl
     assert (report.rows_written, report.rows_removed) == ({0: 1}, {0: 2})
 
 
+@pytest.mark.parametrize("options", [{"min_abs": 2.0}, {"min_count": 5}])
+def test_changes_of_no_row_at_all_are_exported(storage: PyStorage, tmp_path: Path, options: dict[str, Any]) -> None:
+    rows = embedding(storage)
+    rows.apply_gradients(keys_of(1, 2), ones(2))
+    assert _export(storage, tmp_path / "a", **options).rows_written == {0: 0}
+    report = _export(storage, tmp_path / "b", since=tmp_path / "a", **options)
+    assert (report.rows_written, report.rows_removed) == ({0: 0}, {0: 0})
+
+
 def test_rows_near_to_zero_are_left_out(storage: PyStorage, tmp_path: Path) -> None:
     rows = embedding(storage)
     values = np.array([[0, 0, 0, 0], [0.01, -0.01, 0, 0], [0.01, -0.02, 0, 0]], np.float32)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from rockbed.client.tls import Tls, tls_problems
-from rockbed.config import number_problems, whole_problems
+from rockbed.config import make_plain, number_problems, whole_problems
 from rockbed.errors import InvalidConfig
 from rockbed.wire import PRECISIONS
 
@@ -33,6 +33,7 @@ class Connection(Tls):
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        make_plain(self)
         problems = [
             *number_problems("deadline_s", self.deadline_s, above=0, most=_LONG_S),
             *number_problems("retry_s", self.retry_s, least=0, most=_LONG_S),

@@ -90,6 +90,7 @@ class PyEmbedding:
         variable: JSON of what you build on the group, kept with it and found in `config`; fixed as well, but for what
             stands under "parts". None leaves it as it is.
 
+        Numbers may be numpy's. np.float32(0.1) is 0.10000000149011612, here and in rules: another setting than 0.1.
         Raises InvalidConfig (with every problem), UnknownName, DimMismatch, GroupConflict, ReadOnlyStorage,
         StorageClosed.
         """

@@ -2,11 +2,10 @@
 
 from dataclasses import KW_ONLY, dataclass
 
-import numpy as np
-
 from rockbed.bags import Bags, setting_problems
 from rockbed.client.embedding import PyEmbedding
 from rockbed.client.ragged import Ragged, signed
+from rockbed.config import make_plain
 from rockbed.errors import InvalidConfig, WrongDtype
 
 
@@ -38,16 +37,13 @@ class Feature:
         if not isinstance(self.embedding, PyEmbedding):
             what = type(self.embedding).__name__
             raise WrongDtype(f"feature {self.name!r}: embedding is a {what}, not a PyEmbedding")
-        if isinstance(self.max_norm, np.integer | np.floating):
-            object.__setattr__(self, "max_norm", self.max_norm.item())
+        make_plain(self)
         problems = [] if isinstance(self.name, str) and self.name else ["its name must be a str that is not empty"]
         problems += setting_problems(self.combiner, self.max_norm, self.default_key)
         if not isinstance(self.prune_negative, bool):
             problems.append(f"prune_negative is {self.prune_negative!r}, not True or False")
         if problems:
             raise InvalidConfig(f"feature {self.name!r}: " + "; ".join(problems))
-        if self.default_key is not None:
-            object.__setattr__(self, "default_key", int(self.default_key))
 
     def bags(self, ragged: Ragged) -> Bags:
         """The feature's share of a batch, as it is sent."""

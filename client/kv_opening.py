@@ -18,7 +18,7 @@ from rockbed.client.storage import PyStorage
 from rockbed.client.variable_keys import Keys, key_dtype_name
 from rockbed.client.variable_scope import Reuse, check_reuse, current_scope
 from rockbed.client.variables import collections_of, is_open, register, unregister
-from rockbed.config import GroupConfig, Named, whole_problems
+from rockbed.config import GroupConfig, Named, plain, whole_problems
 from rockbed.errors import DimMismatch, GroupConflict, InvalidConfig, UnknownName, WrongDtype
 from rockbed.server.admission import checked_admission
 from rockbed.slots import SLOTS
@@ -156,7 +156,7 @@ class _Asked:
         ]
         for setting, given in self.settings.items():
             has = getattr(config, {"ttl": "ttl_s"}.get(setting, setting), None)
-            wanted = checked_admission(as_mapping(setting, given)) if setting == "admission" and given else given
+            wanted = checked_admission(as_mapping(setting, given)) if setting == "admission" and given else plain(given)
             if has != wanted:
                 problems.append(f"{setting} is {has!r}, not {wanted!r}")
         if problems:

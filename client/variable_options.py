@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rockbed.client.initializer import PyInitializer
-from rockbed.config import FLOAT32_MAX, SECONDS_MAX, number_problems, whole_problems
+from rockbed.config import FLOAT32_MAX, SECONDS_MAX, make_plain, number_problems, whole_problems
 from rockbed.errors import InvalidConfig
 from rockbed.requests import STEP_MAX
 from rockbed.server.admission import checked_admission
@@ -27,6 +27,7 @@ class CounterFilter:
     filter_freq: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         _must("CounterFilter", whole_problems("filter_freq", self.filter_freq, 0, 1 << 62))
 
     def admission(self) -> dict[str, Any] | None:
@@ -46,6 +47,7 @@ class CBFFilter:
     counter_type: Any = np.uint64
 
     def __post_init__(self) -> None:
+        make_plain(self)
         problems = whole_problems("filter_freq", self.filter_freq, 0, 1 << 62)
         problems += whole_problems("max_element_size", self.max_element_size, 0, 1 << 62)
         problems += number_problems("false_positive_probability", self.false_positive_probability)
@@ -82,6 +84,7 @@ class GlobalStepEvict:
     steps_to_live: int
 
     def __post_init__(self) -> None:
+        make_plain(self)
         _must("GlobalStepEvict", whole_problems("steps_to_live", self.steps_to_live, 1, STEP_MAX))
 
 
@@ -92,6 +95,7 @@ class L2WeightEvict:
     l2_weight_threshold: float
 
     def __post_init__(self) -> None:
+        make_plain(self)
         problems = number_problems("l2_weight_threshold", self.l2_weight_threshold, above=0, most=FLOAT32_MAX)
         _must("L2WeightEvict", problems)
 
@@ -109,6 +113,7 @@ class TimeEvict:
     seconds: float
 
     def __post_init__(self) -> None:
+        make_plain(self)
         _must("TimeEvict", number_problems("seconds", self.seconds, above=0, most=SECONDS_MAX))
 
 
@@ -123,6 +128,7 @@ class InitializerOption:
     default_value_no_permission: float = 0.0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         problems = number_problems("default_value_no_permission", self.default_value_no_permission)
         if self.initializer is not None and not isinstance(self.initializer, PyInitializer):
             problems.append(f"initializer is a {type(self.initializer).__name__}, not a PyInitializer")

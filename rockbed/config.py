@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
@@ -43,28 +44,38 @@ def whole_problems(name: str, value: Any, low: int, high: int) -> list[str]:
 def number_problems(
     name: str, value: Any, *, above: float | None = None, least: float | None = None, most: float = math.inf
 ) -> list[str]:
-    """What is wrong with a finite number; empty when nothing is."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """What is wrong with a finite number, numpy's too; empty when nothing is."""
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value)  # numpy's would compare with the limits in their own precision
+    if not math.isfinite(number):
         return [f"{name} is {value!r}, not a finite number"]
-    if above is not None and not value > above:
+    if above is not None and not number > above:
         return [f"{name} is {value}, not above {above:g}"]
-    if least is not None and not value >= least:
+    if least is not None and not number >= least:
         return [f"{name} is {value}, below {least:g}"]
-    return [] if value <= most else [f"{name} is {value}, above {most:g}"]
+    return [] if number <= most else [f"{name} is {value}, above {most:g}"]
 
 
 def _float32(name: str, value: Any, *, least: float = -FLOAT32_MAX) -> list[str]:
     return number_problems(name, value, least=least, most=FLOAT32_MAX)
 
 
-def _plain(settings: Any) -> None:
-    # numpy's numbers become Python's, which JSON can hold
+def plain(value: Any) -> Any:
+    """A number of numpy's as Python's, which JSON can hold and which compare as they are stored; anything else as it
+    is. np.float32(0.1) becomes 0.10000000149011612."""
+    if isinstance(value, Integral) and not isinstance(value, int):
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, int):
+        return float(value)  # np.float64 is a float too
+    return value
+
+
+def make_plain(settings: Any) -> None:
+    """`plain` for all fields of a frozen dataclass."""
     for each in fields(settings):
-        value = getattr(settings, each.name)
-        if isinstance(value, Integral) and not isinstance(value, int):
-            object.__setattr__(settings, each.name, int(value))
-        elif isinstance(value, Real) and not isinstance(value, int | float):
-            object.__setattr__(settings, each.name, float(value))
+        object.__setattr__(settings, each.name, plain(getattr(settings, each.name)))
 
 
 def _value_or_initializer(name: str, value: Any) -> list[str]:
@@ -134,7 +145,7 @@ class GroupConfig:
     variable: Named | None = None  # what clients built on the group, fixed, but for its "parts" and "threshold"
 
     def __post_init__(self) -> None:
-        _plain(self)
+        make_plain(self)
         problems = [
             *whole_problems("group", self.group, 0, GROUPS - 1),
             *whole_problems("dimension", self.dim, 1, DIM_MAX),
@@ -201,7 +212,7 @@ class StoreConfig:
     device_memory: int | None = None  # bytes of the device for rows and index, all groups together; None: DEVICE_MEMORY
 
     def __post_init__(self) -> None:
-        _plain(self)
+        make_plain(self)
         problems = [
             *number_problems("ttl", self.ttl_s, least=0, most=SECONDS_MAX),
             *whole_problems("memory_budget", self.memory_budget, 64 << 10, 1 << 44),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rockbed.config import FLOAT32_MAX, GROUPS, SECONDS_MAX, GroupConfig, number_problems, whole_problems
+from rockbed.config import FLOAT32_MAX, GROUPS, SECONDS_MAX, GroupConfig, make_plain, number_problems, whole_problems
 from rockbed.errors import InvalidConfig
 from rockbed.slots import SLOTS
 from rockbed.types import F32, I64, Bool
@@ -123,6 +123,7 @@ class ShrinkOptions:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        make_plain(self)
         problems = _condition_problems(self.max_age_s, self.min_count, self.min_norm)
         if self.min_step is not None:
             problems += whole_problems("min_step", self.min_step, 1, STEP_MAX)
@@ -159,6 +160,7 @@ class ExportOptions:
     since: str | None = None  # an export with digests, beside this one: only what has changed since
 
     def __post_init__(self) -> None:
+        make_plain(self)
         problems = [*_groups_problems(self.groups), *_condition_problems(self.max_age_s, self.min_count, self.min_norm)]
         if not isinstance(self.format, str):
             problems.append(f"format is {self.format!r}, not a str")
@@ -186,6 +188,7 @@ class ImportOptions:
     dry_run: bool = False  # check everything, store nothing
 
     def __post_init__(self) -> None:
+        make_plain(self)
         problems = _groups_problems(self.groups)
         if self.mode not in PUT_MODES:
             problems.append(f"mode is {self.mode!r}, not one of {', '.join(map(repr, PUT_MODES))}")

@@ -3,6 +3,8 @@
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 from rockbed.config import GroupConfig
 from rockbed.errors import DimMismatch, GroupConflict
 from rockbed.server.rules import rules_of
@@ -21,7 +23,8 @@ def must_fit(stored: GroupConfig, asked: GroupConfig) -> None:
             f"{new.slots(stored.dim)}"
         )
     if stored.initializer != asked.initializer:
-        problems.append(f"its rows begin by initializer {stored.initializer}, not {asked.initializer}")
+        hint = _rounding(stored.initializer, asked.initializer)
+        problems.append(f"its rows begin by initializer {stored.initializer}, not {asked.initializer}{hint}")
     if stored.seed != asked.seed:
         problems.append(f"its seed is {stored.seed}, not {asked.seed}")
     if stored.name != asked.name:
@@ -75,8 +78,21 @@ def differences(stored: GroupConfig, asked: GroupConfig) -> str:
     for name in (each.name for each in fields(GroupConfig)):
         old, new = getattr(stored, name), getattr(asked, name)
         if isinstance(old, dict) and isinstance(new, dict) and old.get("name") == new.get("name"):
-            keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-            found += [f"{name} {key} {old.get(key)!r} / {new.get(key)!r}" for key in keys]
-        elif old != new:
-            found.append(f"{name.removesuffix('_s')} {old!r} / {new!r}")
+            pairs = [(f"{name} {key}", old.get(key), new.get(key)) for key in {**old, **new}]
+        else:
+            pairs = [(name.removesuffix("_s"), old, new)]
+        found += [f"{what} {was!r} / {now!r}{_rounding(was, now)}" for what, was, now in pairs if was != now]
     return ", ".join(found)
+
+
+def _rounding(old: Any, new: Any) -> str:
+    """For a message about two settings that differ, where they look alike: one was a float32."""
+    if _as_float32(old) != _as_float32(new):
+        return ""
+    return " (alike as float32: a value was given as np.float32 once, and as a float once)"
+
+
+def _as_float32(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_float32(each) for name, each in value.items()}
+    return np.float32(value) if isinstance(value, float) else value

@@ -11,12 +11,13 @@ from rockbed.client.target import url
 from rockbed.errors import InvalidConfig, StoreNotFound
 from rockbed.server.cli_errors import WrongUsage
 from rockbed.server.cli_options import TlsOptions
+from rockbed.server.daemon_settings import unknown_variables
 
 if TYPE_CHECKING:
     from rockbed.client.storage import PyStorage
 
 _PANEL = "Store"
-_SERVER, _DATA, _TOKEN = "ROCKBED_SERVER", "ROCKBED_DATA_DIR", "ROCKBED_TOKEN"
+_SERVER, _DATA, _TOKEN = "ROCKBED_SERVER", "ROCKBED_DATA", "ROCKBED_TOKEN"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +99,8 @@ class Store(TlsOptions):
         """A server's target for PyStorage, or a directory. Raises WrongUsage."""
         server, data, named = self.server, self.data, ("--server", "--data")
         if server is None and data is None:
-            server, named = os.environ.get(_SERVER) or None, (_SERVER, _DATA)
-            data = Path(os.environ[_DATA]) if os.environ.get(_DATA) else None
+            server, directory, named = _variable(_SERVER), _variable(_DATA), (_SERVER, _DATA)
+            data = None if directory is None else Path(directory)
         if server is not None and data is not None:
             raise WrongUsage(f"{named[0]} and {named[1]} are both given: a command works on one store")
         if data is not None:
@@ -110,7 +111,7 @@ class Store(TlsOptions):
 
     def _token(self) -> str | None:
         if self.token_file is None:
-            return os.environ.get(_TOKEN) or None
+            return _variable(_TOKEN)
         try:
             return self.token_file.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -121,6 +122,14 @@ class Store(TlsOptions):
         if given:
             other = "--server" if kind == "--data" else "--data"
             raise WrongUsage(f"{', '.join(given)}: with {other} only, and the store is {self.target}")
+
+
+def _variable(name: str) -> str | None:
+    """What the environment says, None where it says nothing. Raises WrongUsage for a variable that is mistyped."""
+    problems = unknown_variables(os.environ)
+    if problems:
+        raise WrongUsage("; ".join(problems))
+    return os.environ.get(name) or None
 
 
 def _is_new(directory: Path) -> bool:

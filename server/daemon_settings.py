@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,11 @@ _STORE, _ADDRESS, _SECURITY, _LIMITS, _REST = "Store", "Addresses", "Security", 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _UNITS["TI"] = 1 << 40
 _SIZE = re.compile(r"(\d+) ?([KMGT]I?)?B?", re.IGNORECASE)
-_DONE_BY_CLIENTS = ("SERVER", "DATA_DIR", "TOKEN")  # variables of the other commands
+_OF_COMMANDS = ("server", "token")  # variables of the other commands, which take ROCKBED_DATA, too
+# what Kubernetes sets in every pod for a Service whose name begins with rockbed
+_OF_KUBERNETES = re.compile(
+    r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)", re.ASCII
+)
 
 
 def _text(value: Any) -> str:
@@ -223,8 +227,9 @@ def load(
     values: dict[str, Any] = {}
     sources = dict.fromkeys(known, "default")
     given = [("file", name, value, f"{name} in {file}") for name, value in _from_file(file, problems).items()]
-    variables = _from_environment(environment, known, problems)
-    given += [("environment", name, value, PREFIX + name.upper()) for name, value in variables]
+    problems += unknown_variables(environment)
+    variables = [(variable, variable.removeprefix(PREFIX).lower(), value) for variable, value in environment.items()]
+    given += [("environment", name, value, variable) for variable, name, value in variables if _sets(variable, known)]
     flags = {name: value for name, value in (flags or {}).items() if value is not None}
     given += [("flag", name, value, "--" + name.replace("_", "-")) for name, value in flags.items()]
     for source, name, value, where in given:
@@ -255,23 +260,23 @@ def _from_file(file: Path | None, problems: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _from_environment(
-    environment: Mapping[str, str], known: Mapping[str, Any], problems: list[str]
-) -> list[tuple[str, str]]:
-    found = []
-    for variable, value in environment.items():
-        name = variable.removeprefix(PREFIX)
-        if name == variable or name in _DONE_BY_CLIENTS:
-            continue
-        if name.lower() in known:
-            found.append((name.lower(), value))
-        elif meant := _meant(name.lower(), known):
-            # other unknown ones are let be: Kubernetes sets such variables for every service
-            problems.append(f"{variable} is unknown{meant}")
-    return found
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """What is wrong with the names of Rockbed's variables; empty when nothing is."""
+    known = [PREFIX + name.upper() for name in (*(each.name for each in fields(Settings)), *_OF_COMMANDS)]
+    unknown = [
+        f"{variable} is unknown{_meant(variable.upper(), known)}"
+        for variable in environment
+        if variable.startswith(PREFIX) and variable.upper() not in known
+        if not _OF_KUBERNETES.fullmatch(variable.removeprefix(PREFIX))
+    ]
+    return [*unknown, f"the variables are {', '.join(known)}"] if unknown else []
 
 
-def _meant(name: str, known: Mapping[str, Any]) -> str:
+def _sets(variable: str, known: Iterable[str]) -> bool:
+    return variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() in known
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, 1, 0.8)
     return f": did you mean {close[0]}?" if close else ""
 

@@ -24,9 +24,9 @@ def test_one_store_is_given_not_two_and_not_none(model: Place, monkeypatch: pyte
     assert "which store?" in refused("groups", code=2)
     both = refused("groups", *model.options, "--server", "127.0.0.1:1", code=2)
     assert "--server and --data are both given" in both
-    monkeypatch.setenv("ROCKBED_DATA_DIR", model.options[1])
+    monkeypatch.setenv("ROCKBED_DATA", model.options[1])
     monkeypatch.setenv("ROCKBED_SERVER", "127.0.0.1:1")
-    assert "ROCKBED_SERVER and ROCKBED_DATA_DIR are both given" in refused("groups", code=2)
+    assert "ROCKBED_SERVER and ROCKBED_DATA are both given" in refused("groups", code=2)
 
 
 def test_the_environment_names_a_store_where_the_command_line_does_not(
@@ -37,9 +37,21 @@ def test_the_environment_names_a_store_where_the_command_line_does_not(
     assert done("health") == "SERVING\n"
     assert said("stats", *model.options)["path"] == model.options[1]
     monkeypatch.delenv("ROCKBED_SERVER")
-    monkeypatch.setenv("ROCKBED_DATA_DIR", model.options[1])
+    monkeypatch.setenv("ROCKBED_DATA", model.options[1])
     assert said("stats")["path"] == model.options[1]
     assert said("stats", *served.options)["path"] == str(served.folder / "store")
+
+
+def test_a_mistyped_variable_is_an_error_where_the_environment_counts(
+    model: Place, served: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROCKBED_SERVER", served.options[1])
+    monkeypatch.setenv("ROCKBED_TOKENN", "secret")
+    line = refused("stats", code=2)
+    assert "ROCKBED_TOKENN is unknown: did you mean ROCKBED_TOKEN" in line
+    assert "ROCKBED_DATA, " in line
+    assert "ROCKBED_TOKENN is unknown" in refused("stats", *served.options, code=2)  # the token may be missing
+    assert said("stats", *model.options)["path"] == model.options[1]
 
 
 def test_an_option_of_the_other_kind_of_store_is_refused(model: Place, served: Place, tmp_path: Path) -> None:

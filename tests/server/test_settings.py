@@ -62,7 +62,7 @@ def test_every_problem_of_every_source_is_said_at_once(file: Path) -> None:
     for said in (
         f"memory_budget in {file} is 'lots': give a number of bytes",
         f"memory_bugdet in {file} is unknown: did you mean memory_budget?",
-        "ROCKBED_TTLL is unknown: did you mean ttl?",
+        "ROCKBED_TTLL is unknown: did you mean ROCKBED_TTL?",
         "ROCKBED_INSECURE is 'maybe': give true or false",
         "--workers is 'many': give a whole number",
         "drain is -1",
@@ -75,9 +75,20 @@ def test_every_problem_of_every_source_is_said_at_once(file: Path) -> None:
 
 
 def test_what_kubernetes_sets_for_a_service_of_this_name_is_let_be() -> None:
-    names = ("SERVICE_HOST", "SERVICE_PORT", "PORT", "PORT_7400_TCP", "PORT_7400_TCP_ADDR", "SERVICE_PORT_GRPC")
+    names = ["SERVICE_HOST", "SERVICE_PORT", "PORT", "PORT_7400_TCP", "PORT_7400_TCP_ADDR", "SERVICE_PORT_GRPC"]
+    names += [f"ADMIN_{name}" for name in names]  # of another Service, rockbed-admin
     environment = {f"ROCKBED_{name}": "10.0.0.1" for name in names}
     assert load(None, {**environment, "ROCKBED_DATA": "x", "ROCKBED_SERVER": "a", "ROCKBED_TOKEN": "b"}).settings.data
+
+
+@pytest.mark.parametrize("name", ["ROCKBED_DATA_DIR", "ROCKBED_MEMORY", "ROCKBED_", "ROCKBED_PORTS"])
+def test_a_variable_that_is_no_setting_is_an_error_with_those_that_are(name: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        load(None, {"ROCKBED_DATA": "x", name: "1"})
+    assert f"{name} is unknown" in str(caught.value)
+    for each in fields(Settings):
+        assert f"ROCKBED_{each.name.upper()}," in str(caught.value)
+    assert "ROCKBED_SERVER, ROCKBED_TOKEN" in str(caught.value)
 
 
 @pytest.mark.parametrize(("content", "said"), [("[", "is not TOML"), (None, "cannot be read")])

@@ -1,7 +1,7 @@
 """A store whose files may not be read or written. Root may do everything, so it becomes nobody."""
 
-import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,13 +37,18 @@ def _chmod(path: Path, *, write: bool, read: bool = True) -> None:
 
 
 @pytest.fixture
-def store(open_storage: OpenStorage, tmp_path: Path) -> Iterator[Path]:
+def tmp_path() -> Iterator[Path]:
+    """A folder that nobody, too, can get to. pytest's own lie in one that every run of it closes to others."""
+    with tempfile.TemporaryDirectory(prefix="rockbed-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def store(open_storage: OpenStorage) -> Iterator[Path]:
     storage = open_storage()
     embedding(storage).apply_gradients(keys_of(1), ones(1))
     storage.close()
-    for parent in [tmp_path, *tmp_path.parents]:
-        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o755)
     yield storage.path
     _chmod(storage.path, write=True)
     np.testing.assert_array_equal(embedding(open_storage()).lookup(keys_of(1), train=False), [[-0.5] * 4])

@@ -55,7 +55,7 @@ class Echo:
 @lru_cache
 def lookup_bytes(keys: int, dim: int) -> tuple[bytes, int]:
     """A lookup's request, and the size of its answer."""
-    request = pb.LookupRequest(keys=bytes(8 * keys), train=True)
+    request = pb.LookupRequest(keys=bytes(8 * keys), train=True, generation=1)
     answer = pb.LookupResponse(weights=bytes(4 * dim * keys))
     return request.SerializeToString(), answer.ByteSize()
 
@@ -64,7 +64,7 @@ def lookup_bytes(keys: int, dim: int) -> tuple[bytes, int]:
 def lookups_bytes(keys: tuple[int, ...], dim: int) -> tuple[bytes, int]:
     """The request of lookups of so many keys each, in one call, and the size of its answer."""
     request = pb.LookupManyRequest(
-        lookups=[pb.LookupRequest(group=i, keys=bytes(8 * n), train=True) for i, n in enumerate(keys)]
+        lookups=[pb.LookupRequest(group=i, keys=bytes(8 * n), train=True, generation=1) for i, n in enumerate(keys)]
     )
     answer = pb.LookupManyResponse(lookups=[pb.LookupResponse(weights=bytes(4 * dim * n)) for n in keys])
     return request.SerializeToString(), answer.ByteSize()
@@ -75,7 +75,8 @@ def push_bytes(keys: tuple[int, ...], dim: int) -> tuple[bytes, int]:
     """A push's request, for so many keys of each group, and the size of its answer."""
     request = pb.ApplyGradientsRequest(
         groups=[
-            pb.GroupGradients(group=i, keys=bytes(8 * n), gradients=bytes(4 * dim * n)) for i, n in enumerate(keys)
+            pb.GroupGradients(group=i, keys=bytes(8 * n), gradients=bytes(4 * dim * n), generation=1)
+            for i, n in enumerate(keys)
         ],
         client_id="auto-" + 32 * "0",
         request_number=1,

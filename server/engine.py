@@ -128,9 +128,9 @@ class Engine:
         """The LSN of the newest journal entry."""
         return self.journal.last_lsn
 
-    def make_space(self, need: NeedSpace) -> None:
-        """Write dirty rows back so that they can be evicted, or take memory from another group."""
-        space.make_space(self, need)
+    def make_space(self, need: NeedSpace) -> bool:
+        """See space.make_space."""
+        return space.make_space(self, need)
 
     # --- groups ---
 

@@ -163,7 +163,8 @@ def _look_up_piece(group: Group, keys: I64, counts: I64, out: F32, now_ms: int, 
         left = group.table.left  # of now: the pieces before have made rows leave
     fetched = group.fetch(keys)
     create: Bool | None = None
-    for attempt in range(SPACE_TRIES + 1):
+    tries = 0
+    while True:
         try:
             with group.lock:
                 group.must_be_in_memory()
@@ -176,11 +177,11 @@ def _look_up_piece(group: Group, keys: I64, counts: I64, out: F32, now_ms: int, 
                 group.table.gather(rows, out)
                 break
         except NeedSpace as need:
-            if attempt == SPACE_TRIES:
+            if tries == SPACE_TRIES:
                 raise BatchTooLarge(
                     f"group {group.number}: {need.rows} rows more do not fit into the memory budget"
                 ) from None
-            group.host.make_space(need)
+            tries += group.host.make_space(need)
     nothing = np.flatnonzero(rows < 0)
     if nothing.size:
         value = group.config.unadmitted_value if train else group.config.miss_value

@@ -1,9 +1,11 @@
 """Room in memory for rows that are wanted now."""
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from rockbed.errors import BatchTooLarge
+from rockbed.interrupts import Uninterrupted
 from rockbed.server.group import SPACE_TRIES, Group
 from rockbed.storage.hot import NeedSpace
 
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from rockbed.server.engine import Engine
 
 _Result = TypeVar("_Result")
+_LOOK_S = 0.01  # between looks at what another write-back has written
 
 
 def with_space(engine: "Engine", call: Callable[[], _Result], doing: str) -> _Result:
@@ -18,38 +21,66 @@ def with_space(engine: "Engine", call: Callable[[], _Result], doing: str) -> _Re
 
     doing: begins the message, "the push". Raises BatchTooLarge.
     """
-    for _ in range(SPACE_TRIES):
+    tries = 0
+    while True:
         try:
             return call()
         except NeedSpace as need:
-            make_space(engine, need)
-            last = need
-    raise BatchTooLarge(
-        f"{doing} needs {last.rows} more rows of {last.table.row_bytes} bytes in memory at once than "
-        f"memory_budget={engine.config.memory_budget} has room for: send smaller batches, or open the store with a "
-        "larger memory_budget" + (" (read_only keeps all replayed rows in memory)" if engine.config.read_only else "")
-    )
+            if tries == SPACE_TRIES:
+                raise BatchTooLarge(
+                    f"{doing} needs {need.rows} more rows of {need.table.row_bytes} bytes in memory at once than "
+                    f"memory_budget={engine.config.memory_budget} has room for: send smaller batches, or open the "
+                    "store with a larger memory_budget"
+                    + (" (read_only keeps all replayed rows in memory)" if engine.config.read_only else "")
+                ) from None
+            tries += make_space(engine, need)
 
 
-def make_space(engine: "Engine", need: NeedSpace) -> None:
-    """Write dirty rows back so that they can be evicted, or take memory from another group."""
-    with engine.memory_stall.waiting(), engine.write_back.mutex:
-        group = next((g for g in list(engine.groups.values()) if g.table is need.table), None)
-        if group is None:
-            return  # dropped meanwhile, as the caller will find
-        dirty = not engine.config.read_only and write_group(engine, group) > 0
-        if not dirty:
-            _take_memory(engine, group, need.rows)
+def make_space(engine: "Engine", need: NeedSpace) -> bool:
+    """Write dirty rows back so that they can be evicted, or take memory from another group.
+
+    No more than is needed: the rest of the rows is for the background thread, not for whoever waits here. Returns False
+    where another write-back, still under way, has made the room.
+    """
+    write_back, seen = engine.write_back, engine.write_back.rows_written
+
+    def made() -> bool:
+        nonlocal seen
+        before, seen = seen, write_back.rows_written
+        return seen != before and need.table.clean_count() >= need.rows
+
+    with engine.memory_stall.waiting():
+        while not _is_free(write_back.mutex):
+            if made():
+                return False
+        with write_back.mutex:
+            if made():
+                return False
+            group = next((g for g in list(engine.groups.values()) if g.table is need.table), None)
+            if group is None:
+                return True  # dropped meanwhile, as the caller will find
+            dirty = not engine.config.read_only and write_group(engine, group, need.rows) > 0
+            if not dirty:
+                _take_memory(engine, group, need.rows)
+    return True
 
 
-def write_group(engine: "Engine", group: Group) -> int:
+def _is_free(mutex: "threading.RLock") -> bool:
+    with Uninterrupted():  # a signal's handler that raises would leave it locked
+        free = mutex.acquire(timeout=_LOOK_S)
+        if free:
+            mutex.release()
+    return free
+
+
+def write_group(engine: "Engine", group: Group, enough: int | None = None) -> int:
     """Write to rows/ what is newer in memory, and before that on the device. Returns how many rows. No lock of a group
-    may be held."""
+    may be held. enough: of memory's rows, no more runs than hold so many."""
     written = 0
     with engine.write_back.mutex:
         while group.tier is not None and not _handed_down(group):
             written += engine.write_back.write(group)
-        return written + engine.write_back.write(group)
+        return written + engine.write_back.write(group, enough)
 
 
 def _handed_down(group: Group) -> bool:

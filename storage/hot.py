@@ -247,6 +247,10 @@ class HotTable:
         """How many rows `dirty_rows` would give."""
         return int(k.count_flags(self.flags, self.high, k.USED | k.DIRTY))
 
+    def clean_count(self) -> int:
+        """How many rows could be evicted, at the least; of some moment during the call."""
+        return self.count - self.dirty_count() - int(k.count_flags(self.flags, self.high, k.USED | k.WRITING))
+
     def _rows_with(self, flags: int) -> I64:
         high = self.high
         rows = np.empty(high, np.int64)

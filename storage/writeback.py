@@ -64,14 +64,20 @@ class WriteBack:
         self.rows_written = 0
         self.clean_at = time.monotonic()  # whatever changed before has been written back
 
-    def write(self, part: Part) -> int:
-        """Write the rows of a group that are dirty now. Returns how many; on an error they stay dirty."""
+    def write(self, part: Part, enough: int | None = None) -> int:
+        """Write the rows of a group that are dirty now. Returns how many; on an error they stay dirty. enough: begin no
+        further run once so many are written."""
         with self.mutex:
             with part.lock:
                 pass  # pushes that hold it have marked their rows when it is free; the rest needs no lock
             dirty, ends = part.table.dirty_by_slot()
             size = record_bytes(part.table.width) + TTL_STAMP_BYTES
-            return sum(self._whole_run(part, run, size) for run in _runs(dirty, ends, RUN_BYTES // size))
+            written = 0
+            for run in _runs(dirty, ends, RUN_BYTES // size):
+                written += self._whole_run(part, run, size)
+                if enough is not None and written >= enough:
+                    break
+            return written
 
     def _whole_run(self, part: Part, rows: _Rows, size: int) -> int:
         with Uninterrupted():  # or flags would say that rows are being written which are not

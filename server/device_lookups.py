@@ -134,7 +134,7 @@ class _Lookup:
     def run(self) -> list[Absent]:
         """Fill `pooled` and `sequences`. Returns what has no row, by feature."""
         # whenever memory is full, the rows of one piece at least have got through it
-        tries = SPACE_TRIES + sum(bags.keys.size // 32 for _, bags in self._parts)
+        tries = SPACE_TRIES * (1 + sum(-(-bags.keys.size // 256) for _, bags in self._parts))
         while True:
             try:
                 with self._call.locked():
@@ -145,12 +145,11 @@ class _Lookup:
             except FarWeights as far:
                 self._call.moderate(far.features)
             except NeedSpace as need:
-                tries -= 1
-                if not tries:
+                if tries <= 0:
                     raise BatchTooLarge(
                         f"{need.rows} rows more do not fit into the memory budget, through which rows get to the device"
                     ) from None
-                self._engine.make_space(need)
+                tries -= self._engine.make_space(need)
 
     def _fill(self) -> list[Absent]:
         call, results = self._call, (self.pooled, self.sequences)

@@ -128,7 +128,7 @@ class Engine:
         """The LSN of the newest journal entry."""
         return self.journal.last_lsn
 
-    def make_space(self, need: NeedSpace) -> bool:
+    def make_space(self, need: NeedSpace) -> int:
         """See space.make_space."""
         return space.make_space(self, need)
 

@@ -26,8 +26,8 @@ from rockbed.storage.hot import HotTable, NeedSpace
 from rockbed.storage.record import FLAG_FRESH, RECORD_VERSION, disk_order, encode_keys, headers_of, record_bytes
 from rockbed.types import F32, I64, U8, Bool
 
-_PIECE_ROWS = 16_384  # absent keys that a lookup deals with at a time
-SPACE_TRIES = 8  # a call gives up when making room that often was not enough
+SPACE_TRIES = 128
+"""A call gives up when what `make_space` returned adds up to it: that it made room itself 8 times."""
 
 
 class Group:

@@ -19,6 +19,6 @@ class Host(Protocol):
     def last_lsn(self) -> int:
         """The LSN of the newest journal entry."""
 
-    def make_space(self, need: NeedSpace) -> bool:
-        """Write back, or take memory from another group; False where others have done so meanwhile. Called without any
-        group's lock."""
+    def make_space(self, need: NeedSpace) -> int:
+        """Write back, or take memory from another group. Called without any group's lock. Returns what counts as
+        tries."""

@@ -177,7 +177,7 @@ def _look_up_piece(group: Group, keys: I64, counts: I64, out: F32, now_ms: int, 
                 group.table.gather(rows, out)
                 break
         except NeedSpace as need:
-            if tries == SPACE_TRIES:
+            if tries >= SPACE_TRIES:
                 raise BatchTooLarge(
                     f"group {group.number}: {need.rows} rows more do not fit into the memory budget"
                 ) from None

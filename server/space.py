@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 _LOOK_S = 0.01  # between looks at what another write-back has written
+_OWN, _OF_OTHERS = 16, 1  # of SPACE_TRIES
 
 
 def with_space(engine: "Engine", call: Callable[[], _Result], doing: str) -> _Result:
@@ -26,7 +27,7 @@ def with_space(engine: "Engine", call: Callable[[], _Result], doing: str) -> _Re
         try:
             return call()
         except NeedSpace as need:
-            if tries == SPACE_TRIES:
+            if tries >= SPACE_TRIES:
                 raise BatchTooLarge(
                     f"{doing} needs {need.rows} more rows of {need.table.row_bytes} bytes in memory at once than "
                     f"memory_budget={engine.config.memory_budget} has room for: send smaller batches, or open the "
@@ -36,11 +37,11 @@ def with_space(engine: "Engine", call: Callable[[], _Result], doing: str) -> _Re
             tries += make_space(engine, need)
 
 
-def make_space(engine: "Engine", need: NeedSpace) -> bool:
+def make_space(engine: "Engine", need: NeedSpace) -> int:
     """Write dirty rows back so that they can be evicted, or take memory from another group.
 
-    No more than is needed: the rest of the rows is for the background thread, not for whoever waits here. Returns False
-    where another write-back, still under way, has made the room.
+    No more than is needed: the rest of the rows is for the background thread, not for whoever waits here. Returns what
+    counts as tries: less where another write-back has made the room, which others may have taken before the caller.
     """
     write_back, seen = engine.write_back, engine.write_back.rows_written
 
@@ -52,17 +53,17 @@ def make_space(engine: "Engine", need: NeedSpace) -> bool:
     with engine.memory_stall.waiting():
         while not _is_free(write_back.mutex):
             if made():
-                return False
+                return _OF_OTHERS
         with write_back.mutex:
             if made():
-                return False
+                return _OF_OTHERS
             group = next((g for g in list(engine.groups.values()) if g.table is need.table), None)
             if group is None:
-                return True  # dropped meanwhile, as the caller will find
+                return _OWN  # dropped meanwhile, as the caller will find
             dirty = not engine.config.read_only and write_group(engine, group, need.rows) > 0
             if not dirty:
                 _take_memory(engine, group, need.rows)
-    return True
+    return _OWN
 
 
 def _is_free(mutex: "threading.RLock") -> bool:

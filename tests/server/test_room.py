@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from rockbed import PyEmbedding
+from rockbed.errors import BatchTooLarge
 from rockbed.server import space
 from rockbed.storage import writeback
+from rockbed.storage.hot import NeedSpace
 from rockbed.storage.rows import RowFiles
 from tests.api.helpers import SMALL, OpenStorage, assert_sound, embedding, engine_of, ones, push_in_pieces
 
@@ -47,6 +49,26 @@ def test_a_call_writes_back_what_it_needs_and_not_all_that_is_dirty(open_storage
     assert_sound(rows.storage)
 
 
+@pytest.mark.parametrize(("counts", "times"), [(16, 8), (1, 128)])
+def test_a_call_that_never_finds_room_gives_up_whoever_makes_it(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, counts: int, times: int
+) -> None:
+    engine = engine_of(embedding(open_storage()).storage)
+    asked: list[NeedSpace] = []
+
+    def make_space(_: object, need: NeedSpace) -> int:
+        asked.append(need)
+        return counts
+
+    def call() -> None:
+        raise NeedSpace(engine.groups[0].table, 7)
+
+    monkeypatch.setattr(space, "make_space", make_space)
+    with pytest.raises(BatchTooLarge, match="the push needs 7 more rows"):
+        space.with_space(engine, call, "the push")
+    assert len(asked) == times
+
+
 def test_a_call_goes_on_as_soon_as_a_flush_under_way_has_made_room(
     open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,7 +88,7 @@ def test_a_call_goes_on_as_soon_as_a_flush_under_way_has_made_room(
             assert go_on.wait(WAIT_S)
         original(self, *args)
 
-    def waiting(*args: Any) -> bool:
+    def waiting(*args: Any) -> int:
         waits.set()
         return make_space(*args)
 

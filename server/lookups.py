@@ -1,4 +1,5 @@
-"""Lookups in one group. Its lock is held while rows in memory are read, and never while the disk is."""
+"""Lookups in one group. Its lock is held while rows in memory are read, and not while the disk is, but for the rows
+whose records may have gone stale since (`Group.fetched_now`)."""
 
 from collections.abc import Iterator
 

@@ -124,6 +124,7 @@ def test_dirty_rows_and_pinned_rows_stay() -> None:
     rows = table.allocate(np.arange(30))
     k.change_flags(table.flags, rows[:10], 0, k.DIRTY)
     k.change_flags(table.flags, rows[10:20], 0, k.WRITING)
+    assert table.clean_count() == 10
     with table.pinned(rows[20:]):
         assert table.evict(30) == 0
     assert table.evict(30) == 10

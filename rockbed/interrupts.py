@@ -4,10 +4,15 @@
 import _signal  # type: ignore[import-not-found]
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 _Handlers = tuple[tuple[int, Any], ...]
+
+# To look again and again before sleeping until a lock is free: most are held for less, and in a virtual machine it can
+# take milliseconds until a processor that went to sleep is awake again.
+_SPIN_S = 2e-4
 
 # Those whose handlers programs let raise: Ctrl-C, a service being stopped, timeouts.
 _MAY_RAISE = tuple(
@@ -86,10 +91,30 @@ class GuardedLock:
 
     def __init__(self) -> None:
         self.unguarded = threading.RLock()
+        self._waiting: dict[int, None] = {}  # by thread: a count could not be kept without a lock of its own
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a thread waits for it."""
+        return bool(self._waiting)
 
     def __enter__(self) -> None:
         _hold()
-        self.unguarded.acquire()
+        if not self.unguarded.acquire(blocking=False):
+            self._wait()
+
+    def _wait(self) -> None:
+        me = threading.get_ident()
+        self._waiting[me] = None
+        try:
+            end = time.perf_counter() + _SPIN_S
+            while time.perf_counter() < end:
+                time.sleep(0)  # gives the interpreter's lock to whoever is to finish
+                if self.unguarded.acquire(blocking=False):
+                    return
+            self.unguarded.acquire()
+        finally:
+            del self._waiting[me]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -19,9 +19,11 @@ _Rows = I32 | I64
 
 RUN_BYTES = 16 << 20  # of records in one run; a write-back takes about twice that in memory
 _LOCKED_ROWS = 256  # rows copied under a group's lock at a time, at the least: about 0.03 ms
-_LOCKED_ROWS_MAX = 65_536
+_LOCKED_ROWS_MAX = 16_384  # about 1 ms: a call that begins meanwhile waits for it
 _LONG_S = 1e-3  # to wait for a group's lock: its callers work on large batches
-_IDLE_S = 1e-3  # without a call: nobody is using the group now
+_PAUSE_S = 5e-5  # between two pieces: who waits for the lock should have it
+_GIVE_WAY_S = 5e-3  # to those who wait for it: a thread can take milliseconds to wake up
+_IDLE_S = 2e-2  # without a call: nobody is using the group now, or not with small calls
 
 
 class Part(Protocol):
@@ -51,6 +53,24 @@ def _runs(rows: _Rows, ends: I64, most: int) -> Iterator[_Rows]:
         start = end
 
 
+class _Room:
+    """Where the records of one run after the other are put together; given back to the system with the object.
+
+    values: uint8[rows, size].
+    """
+
+    def __init__(self, rows: int, size: int) -> None:
+        self.values: U8 = reserve((rows, size), np.uint8)
+        self._touched = 0
+
+    def touch(self, rows: int) -> None:
+        """Have memory for the first `rows`: while a group's lock is held nobody should wait for the system to find it,
+        which takes up to 10 ms for a huge page."""
+        if rows > self._touched:
+            self.values[self._touched : rows] = 0
+            self._touched = rows
+
+
 class WriteBack:
     """One at a time for a store: whoever removes rows from rows/ holds `mutex` too, so that no run in flight brings
     them back. `mutex` is taken before any group's lock."""
@@ -72,19 +92,21 @@ class WriteBack:
                 pass  # pushes that hold it have marked their rows when it is free; the rest needs no lock
             dirty, ends = part.table.dirty_by_slot()
             size = record_bytes(part.table.width) + TTL_STAMP_BYTES
+            runs = list(_runs(dirty, ends, RUN_BYTES // size))
+            room = _Room(max((run.size for run in runs), default=0), size)
             written = 0
-            for run in _runs(dirty, ends, RUN_BYTES // size):
-                written += self._whole_run(part, run, size)
+            for run in runs:
+                written += self._whole_run(part, run, room)
                 if enough is not None and written >= enough:
                     break
             return written
 
-    def _whole_run(self, part: Part, rows: _Rows, size: int) -> int:
+    def _whole_run(self, part: Part, rows: _Rows, room: "_Room") -> int:
         with Uninterrupted():  # or flags would say that rows are being written which are not
-            return self._run(part, rows.astype(np.int64), size)
+            return self._run(part, rows.astype(np.int64), room)
 
-    def _run(self, part: Part, dirty: I64, size: int) -> int:
-        values: U8 = reserve((dirty.size, size), np.uint8)  # given back to the system after each run
+    def _run(self, part: Part, dirty: I64, room: "_Room") -> int:
+        values = room.values
         keys: I64 = np.empty(dirty.size, np.int64)
         taken = np.empty(dirty.size, np.int64)
         stamp = self._files.stamp(expires=part.expires())
@@ -93,7 +115,10 @@ class WriteBack:
             start, piece, was_behind = 0, _LOCKED_ROWS, False
             calls, called_at = part.table.calls, time.perf_counter()
             while start < dirty.size:
+                room.touch(count + piece)
                 asked = time.perf_counter()
+                while part.lock.is_wanted and time.perf_counter() < asked + _GIVE_WAY_S:
+                    time.sleep(_PAUSE_S)
                 with part.lock:
                     got = time.perf_counter()
                     self._check()
@@ -108,7 +133,7 @@ class WriteBack:
                 idle = done - called_at > _IDLE_S
                 piece = min(4 * piece, _LOCKED_ROWS_MAX) if idle or (behind and was_behind) else _LOCKED_ROWS
                 was_behind = behind
-                time.sleep(5e-5)  # long enough for a thread that waits for the lock to wake up and have it
+                time.sleep(_PAUSE_S)
             if count:
                 # Write-ahead: after a power cut a row must not know of an entry that the journal has lost. Its number
                 # would be given out again, and a replay of the new entry would skip the row.

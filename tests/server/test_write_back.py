@@ -1,5 +1,7 @@
 """Write-back beside pushes: a flush holds every row that it says it holds."""
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rockbed.storage import hot_kernels
+from rockbed.interrupts import GuardedLock
+from rockbed.storage import hot_kernels, writeback
 from rockbed.storage.record import SLOTS
-from rockbed.storage.writeback import _runs
-from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, keys_of, ones
+from rockbed.storage.writeback import WriteBack, _runs
+from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, engine_of, keys_of, ones
 from tests.splitmix import mix64
 
 
@@ -58,3 +61,76 @@ def test_runs_hold_all_rows_in_order_and_cut_no_slot(sizes: list[int], most: int
         assert {int(run[0]), int(run[-1]) + 1} <= borders
         slots = {int(np.searchsorted(ends, row, side="right")) for row in run}
         assert run.size <= most or len(slots) == 1
+
+
+# --- beside calls that wait ---
+
+
+@pytest.fixture
+def wanted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether somebody seems to wait for every lock."""
+    answer = [True]
+    monkeypatch.setattr(GuardedLock, "is_wanted", property(lambda _: answer[0]))
+    return answer
+
+
+def test_write_back_takes_no_rows_while_a_call_waits_for_the_lock(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, wanted: list[bool]
+) -> None:
+    monkeypatch.setattr(writeback, "_GIVE_WAY_S", 60.0)
+    storage = open_storage()
+    rows = embedding(storage)
+    rows.apply_gradients(np.arange(1_000), ones(1_000))
+    flush = threading.Thread(target=storage.flush)
+    flush.start()
+    time.sleep(0.1)
+    stats = storage.stats()
+    assert (stats["dirty_rows"], stats["rows_written_back"]) == (1_000, 0)
+    wanted[0] = False
+    flush.join(20)
+    stats = storage.stats()
+    assert (stats["dirty_rows"], stats["rows_written_back"]) == (0, 1_000)
+
+
+def test_calls_that_never_end_do_not_hold_write_back_up(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, wanted: list[bool]
+) -> None:
+    monkeypatch.setattr(writeback, "_GIVE_WAY_S", 1e-3)
+    storage = open_storage()
+    rows = embedding(storage)
+    rows.apply_gradients(np.arange(1_000), ones(1_000))
+    storage.flush()
+    assert wanted[0]
+    assert storage.stats()["rows_written_back"] == 1_000
+
+
+def test_memory_for_records_is_found_before_the_lock_is_taken(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writeback, "RUN_BYTES", 1 << 16)
+    storage = open_storage()
+    rows = embedding(storage)
+    n = 5_000  # several runs, and several pieces in each
+    rows.apply_gradients(np.arange(n), ones(n))
+    lock = engine_of(storage).groups[0].lock.unguarded
+    touch, copy = writeback._Room.touch, WriteBack._copy
+    touched: list[int] = []
+    copied: list[int] = []
+
+    def noted_touch(self: Any, count: int) -> None:
+        assert not lock._is_owned()  # type: ignore[attr-defined]
+        touched.append(count)
+        touch(self, count)
+
+    def noted_copy(self: WriteBack, part: Any, dirty: Any, *others: Any) -> int:
+        at = others[3]
+        assert touched[-1] >= at + len(dirty)
+        copied.append(copy(self, part, dirty, *others))
+        return copied[-1]
+
+    monkeypatch.setattr(writeback._Room, "touch", noted_touch)
+    monkeypatch.setattr(WriteBack, "_copy", noted_copy)
+    storage.flush()
+    assert sum(copied) == n
+    np.testing.assert_array_equal(rows.lookup(np.arange(n)), ones(n, value=-0.5))
+    assert_sound(storage)

@@ -19,6 +19,8 @@ _log = logging.getLogger("rockbed")
 _TICK_S = 0.2
 _BALANCE_S = 1.0
 _PAUSE_MAX_S = 5.0  # between two attempts at what keeps failing: each may write much before it finds the disk full
+_CATCH_UP_S = 10.0  # at the most, to let compaction catch up before the next write-back begins
+_BACKLOG = 8  # write-backs whose files may wait for it: with 40 files in all a cold read takes a fifth longer
 _DIRTY_SHARE = 0.5  # of the memory budget: above it write-back does not wait for its interval
 
 
@@ -52,6 +54,7 @@ class Background:
             _Job("sweeping", self._sweep),
             _Job("sharing memory between groups", self._balance_if_due),
         ]
+        self._flush_files = 0  # that the last write-back wrote
         self._flushed_at = self._synced_at = self._swept_at = self._balanced_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="rockbed-background", daemon=True)
         self._thread.start()
@@ -123,15 +126,22 @@ class Background:
         self._engine.hold_compaction(late and self._engine.has_changed())
         overdue = now - self._flushed_at >= self._engine.config.write_back_interval_s
         pressing = self._pressing()
-        if pressing or overdue:
+        if (pressing or overdue) and not self._compaction_is_behind(now):
             if pressing or self._engine.has_changed():
+                before = self._engine.files.runs
                 self._engine.flush()
+                self._flush_files = self._engine.files.runs - before
             else:
                 self._engine.write_back.clean_at = now
             self._flushed_at = time.monotonic()
             with self._room:
                 self._room.notify_all()
         return True
+
+    def _compaction_is_behind(self, now: float) -> bool:
+        """Whether the next write-back waits, and memory fills meanwhile: reads would go through ever more files."""
+        most = _BACKLOG * max(2, self._flush_files)
+        return now - self._flushed_at < _CATCH_UP_S and self._engine.files.uncompacted > most
 
     def _sweep(self, now: float) -> bool:
         # the time that has passed, whatever woke the thread: a busy journal must not make the sweeper busier

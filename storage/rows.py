@@ -34,7 +34,10 @@ _DELETE_ROWS = 2000  # deletions a write batch: rocksdict holds the GIL while it
 _BLOCK_BYTES = 8 << 10
 _READ_ROWS = 256  # rows that are worth a thread of their own: about 1 ms
 _READ_THREADS = min(8, cores())
+# rows a call to RocksDB: until it returns it holds the block of each, beside the cache. 32 MB in all threads together
+_CALL_ROWS = (32 << 20) // _BLOCK_BYTES // _READ_THREADS
 _BUFFER_BYTES = 4 << 20  # of the SST writer
+_NEVER = 2**31 - 1
 _MOST_STAMP = 2**31 - 1
 _TTL_MAX_S = 10 * 365 * 86_400  # RocksDB's time stamps end in 2038: a longer TTL is left to the sweeper
 
@@ -54,6 +57,12 @@ def table_options(cache_bytes: int, *, create: bool, index_in_cache: bool = Fals
     options.set_stats_dump_period_sec(0)
     options.set_target_file_size_base(64 << 20)
     options.set_level_compaction_dynamic_level_bytes(True)
+    # RocksDB shall slow no writer down: a deletion would wait with the GIL held, and a flush, which has little to
+    # write, for a compaction of seconds. Write-back looks at `uncompacted` instead.
+    options.set_level_zero_slowdown_writes_trigger(_NEVER)
+    options.set_level_zero_stop_writes_trigger(_NEVER)
+    options.set_soft_pending_compaction_bytes_limit(0)
+    options.set_hard_pending_compaction_bytes_limit(0)
     # Floats hardly compress: only the last level, where most rows are and which is written least, is worth the CPU.
     # zstd saves 10% more than LZ4 there, and a cold read takes 1.8 times as long (benchmarks/rows.py).
     options.set_compression_type(rocksdict.DBCompressionType.none())
@@ -88,7 +97,7 @@ class RowFiles:
     ) -> None:
         self._path = path
         self._remove_view: weakref.finalize[..., RowFiles] | None = None
-        self._runs = 0
+        self.runs = 0  # files written
         self._read_only = read_only
         self._use = InUse(f"the storage of {path.parent}")
         self._hidden: set[bytes] = set()  # by a reader
@@ -147,13 +156,19 @@ class RowFiles:
 
     def _get(self, wanted: list[Any]) -> list[Any]:
         if len(wanted) < 2 * _READ_ROWS:
-            return list(self._db.get(wanted) or ())
+            return self._read(wanted)
         size = max(_READ_ROWS, -(-len(wanted) // _READ_THREADS))
         parts = [wanted[i : i + size] for i in range(0, len(wanted), size)]
-        others = [self._readers.submit(self._db.get, part) for part in parts[1:]]
-        values = list(self._db.get(parts[0]) or ())
+        others = [self._readers.submit(self._read, part) for part in parts[1:]]
+        values = self._read(parts[0])
         for other in others:
-            values += other.result() or ()
+            values += other.result()
+        return values
+
+    def _read(self, wanted: list[Any]) -> list[Any]:
+        values: list[Any] = []
+        for start in range(0, len(wanted), _CALL_ROWS):
+            values += self._db.get(wanted[start : start + _CALL_ROWS]) or ()
         return values
 
     def _matrix(self, values: list[bytes], record_bytes: int) -> U8:
@@ -174,8 +189,8 @@ class RowFiles:
         keys: uint8[n, 12], distinct; values: uint8[n, v], stamp included; order: int64[n], sorts keys.
         Durable when it returns: the file is synced before RocksDB takes it.
         """
-        self._runs += 1
-        path = self._path / f"run-{os.getpid()}-{self._runs}.sst"
+        self.runs += 1
+        path = self._path / f"run-{os.getpid()}-{self.runs}.sst"
         doing = f"writing {len(keys)} rows to {self._path}"
         try:
             with os_errors(doing):
@@ -309,6 +324,12 @@ class RowFiles:
             except Exception as error:
                 raise rocksdb_error(error, f"changing the options of {self._path}") from error
             self._held = hold
+
+    @property
+    def uncompacted(self) -> int:
+        """Files that lie one upon the other, each of which a read may have to look into, until compaction has merged
+        them; 0 while that is held."""
+        return 0 if self._held else int(self._db.property_value("rocksdb.num-files-at-level0") or 0)
 
     @property
     def drops_expired(self) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from rockbed import PyEmbedding, PyStorage, StorageFull
 from rockbed.errors import StorageCorrupt, StorageFailed
 from rockbed.server import background
+from rockbed.storage.rows import RowFiles
 from tests.api.helpers import SMALL, Clock, OpenStorage, as_after_kill, assert_sound, embedding, engine_of, ones
 from tests.waiting import until
 
@@ -115,6 +116,26 @@ def test_write_back_does_not_wait_for_its_interval_when_memory_or_the_journal_fi
     until(lambda: storage.stats()["flushed_lsn"] == storage.stats()["last_lsn"])
     assert storage.stats()["rows_written_back"] >= 900
     until(lambda: storage.stats()["journal_bytes"] < 1_000)
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_write_back_lets_compaction_catch_up_for_a_while(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, given_up: bool
+) -> None:
+    files = [1_000]
+    monkeypatch.setattr(RowFiles, "uncompacted", property(lambda _: files[0]))
+    monkeypatch.setattr(background, "_CATCH_UP_S", 0.5 if given_up else 60.0)
+    storage = open_storage(still=False, journal_bytes_max=LIMIT)
+    began = time.monotonic()
+    rows = wide(storage)
+    for _ in range(3):
+        rows.apply_gradients(KEYS[:900], ones(900, 64))  # enough to press
+    if not given_up:
+        time.sleep(0.3)
+        assert storage.stats()["rows_written_back"] == 0
+        files[0] = 0
+    until(lambda: storage.stats()["rows_written_back"] >= 900)
+    assert not given_up or time.monotonic() - began >= 0.4
 
 
 @pytest.mark.parametrize(("fsync", "synced"), [("interval", True), ("never", False)])

@@ -1,0 +1,86 @@
+"""`rows/` as the engine uses it: reads in parts, and files that wait for compaction."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rockbed.storage import rows as rows_module
+from rockbed.storage.record import TTL_STAMP_BYTES, disk_order, encode_keys
+from rockbed.storage.rows import RowFiles
+from rockbed.types import I64, U8
+
+RECORD = 40
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[RowFiles]:
+    found = RowFiles(tmp_path / "rows", ttl_s=0, cache_bytes=1 << 20, read_only=False)
+    yield found
+    found.close()
+
+
+def records(keys: I64, salt: int = 0) -> U8:
+    """A record of each key, its stamp included."""
+    made = np.zeros((keys.size, RECORD + TTL_STAMP_BYTES), np.uint8)
+    made[:, 0], made[:, 1] = keys % 251, salt
+    made[:, RECORD:] = np.frombuffer((2**31 - 1).to_bytes(TTL_STAMP_BYTES, "little"), np.uint8)
+    return made
+
+
+def put(files: RowFiles, keys: I64, salt: int = 0) -> None:
+    files.put_run(encode_keys(1, keys), records(keys, salt), disk_order(keys))
+
+
+class Noting:
+    """RocksDB that notes how many keys a call asks for."""
+
+    def __init__(self, db: Any) -> None:
+        self.db = db
+        self.sizes: list[int] = []
+
+    def get(self, keys: list[Any]) -> Any:
+        self.sizes.append(len(keys))
+        return self.db.get(keys)
+
+
+@pytest.mark.parametrize("n", [0, 1, 99, 3_000])
+def test_a_read_asks_for_so_many_rows_at_a_time_and_finds_them_all(
+    files: RowFiles, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    monkeypatch.setattr(rows_module, "_CALL_ROWS", 100)
+    there = np.arange(0, 2 * n, 2)
+    if n:
+        put(files, there)
+    noting = Noting(files._db)
+    monkeypatch.setattr(files, "_db", noting)
+    keys = np.arange(2 * n)
+    keys = keys[disk_order(keys)]
+    positions, found = files.get(encode_keys(1, keys), RECORD)
+    monkeypatch.undo()
+    assert keys[positions].tolist() == keys[keys % 2 == 0].tolist()
+    np.testing.assert_array_equal(found, records(keys[positions])[:, :RECORD])
+    assert sum(noting.sizes) == keys.size
+    assert max(noting.sizes, default=0) <= 100
+
+
+def test_files_wait_until_compaction_has_merged_them(files: RowFiles) -> None:
+    keys = np.arange(1_000)
+    assert files.uncompacted == 0
+    for salt in range(3):  # RocksDB begins by itself with four
+        put(files, keys, salt)
+    assert files.runs == 3
+    assert files.uncompacted > 0
+    files.compact()
+    assert files.uncompacted == 0
+    assert (files.get(encode_keys(1, keys[:1]), RECORD)[1][:, 1] == 2).all()
+
+
+def test_no_writer_waits_for_compaction(files: RowFiles, tmp_path: Path) -> None:
+    (options,) = (tmp_path / "rows").glob("OPTIONS-*")
+    told = dict(line.strip().split("=", 1) for line in options.read_text().splitlines() if "=" in line)
+    never = str(2**31 - 1)
+    assert (told["level0_slowdown_writes_trigger"], told["level0_stop_writes_trigger"]) == (never, never)
+    assert (told["soft_pending_compaction_bytes_limit"], told["hard_pending_compaction_bytes_limit"]) == ("0", "0")

@@ -42,6 +42,7 @@ CASES = [
 LOCAL = ("lookup", "train")
 CONTENDERS = {"fused": "rockbed", "unfused": "rockbed", "fbgemm": "fbgemm"}
 """What is measured, and in whose process."""
+SERVED = ("fused", "unfused", "together")
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,10 @@ def _measured(case: Case, rounds: int, seconds: float, folder: Path) -> Iterator
                 for who, name in here:
                     answer = workers[name].ask({"do": what, "how": who, "seconds": seconds})
                     measured.setdefault((what, who), []).append(answer["median"])
-            for who in ("fused", "unfused"):
+            for who in SERVED:
                 answer = workers["rockbed"].ask({"do": "served", "how": who, "seconds": seconds})
                 measured.setdefault(("served", who), []).append(answer["median"])
-        travelled = {who: workers["rockbed"].ask({"do": "bytes", "how": who})["bytes"] for who in ("fused", "unfused")}
+        travelled = {who: workers["rockbed"].ask({"do": "bytes", "how": who})["bytes"] for who in SERVED}
         for (what, who), taken in measured.items():
             yield Figure(case, what, who, taken, travelled[who] if what == "served" else 0)
     except ContenderFailed as problem:
@@ -145,16 +146,18 @@ def _document(figures: list[Figure], rounds: int, took_s: float) -> str:
     lines += [
         "## Train step through a daemon on the same machine",
         "",
-        "`fused` keeps the batch on the server between lookup and push; `unfused` is one call for the lookups of all "
-        "features and one for their pushes, with the sums over bags in the client. MB: both ways, for one step.",
+        "`fused` keeps the batch on the server between lookup and push. `unfused` is, as above, one lookup and one "
+        "push for each feature; `together` one call for the lookups of all features and one for their pushes. Both sum "
+        "over bags in the client. MB: both ways, for one step.",
         "",
-        "| | fused | MB | unfused | MB | unfused / fused |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| | fused | MB | unfused | MB | together | MB | unfused / fused | together / fused |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for case in dict.fromkeys(each.case for each in figures):
-        mine, other = found[case, "served", "fused"], found[case, "served", "unfused"]
-        cells = [f"{1e3 * each.median:.1f} | {each.bytes / 1e6:.2f}" for each in (mine, other)]
-        lines.append(f"| {case} | {' | '.join(cells)} | {_ratio(other, mine)} |")
+        served = [found[case, "served", who] for who in SERVED]
+        cells = [f"{1e3 * each.median:.1f} | {each.bytes / 1e6:.2f}" for each in served]
+        cells += [_ratio(other, served[0]) for other in served[1:]]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

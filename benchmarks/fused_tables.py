@@ -1,6 +1,7 @@
 """Rockbed's tables for benchmarks.fused: a train step in one call each way, and feature by feature."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,10 @@ class Tables:
             while time.perf_counter() - began < WARM_UP_S:
                 self.unfused_together(0)
             self.storage.flush()
+
+    def step(self, how: str) -> Callable[[int], object]:
+        """A train step. how: "fused", "unfused", or "together": two calls in all, with the sums here."""
+        return {"fused": self.fused_train, "unfused": self.unfused_train, "together": self.unfused_together}[how]
 
     # --- fused ---
 

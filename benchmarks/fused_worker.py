@@ -18,7 +18,8 @@ class Contender(Protocol):
     """Numbers are those of benchmarks.fused."""
 
     def call(self, what: str, how: str) -> Callable[[int], object]:
-        """What is timed: a call for batch 0..BATCHES-1. what: "lookup", "train" or "served"; how: of CONTENDERS."""
+        """What is timed: a call for batch 0..BATCHES-1. what: "lookup", "train" or "served"; how: of CONTENDERS,
+        or of SERVED."""
 
 
 def numbers(sizes: dict[str, Any]) -> list[list[Any]]:
@@ -91,7 +92,7 @@ class Rockbed:
 
     def call(self, what: str, how: str) -> Callable[[int], object]:
         if what == "served":
-            return self._served.fused_train if how == "fused" else self._served.unfused_together
+            return self._served.step(how)
         return getattr(self._local, f"{how}_{what}")  # type: ignore[no-any-return]
 
     def travelled(self, how: str) -> int:
@@ -100,7 +101,7 @@ class Rockbed:
 
         with Counting(self._address) as counting:
             through = self._served.at(counting.address)
-            step = through.fused_train if how == "fused" else through.unfused_together
+            step = through.step(how)
             step(0)  # with what only the first call needs
             before = counting.bytes
             step(1)

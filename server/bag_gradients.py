@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -210,31 +211,25 @@ def joined(
     keys = features[0].keys if one else np.concatenate([each.keys for each in features])
     bag = np.empty(keys.size, np.int32)
     weights = np.ones(keys.size if any(each.weights.size for each in features) else 0, np.float32)
+    arrays = list({id(array): array for array, _ in given}.values())  # one, unless there are sequences
+    values = arrays[0].reshape(-1) if len(arrays) == 1 else np.concatenate([each.reshape(-1) for each in arrays])
+    starts = dict(zip(map(id, arrays), accumulate((each.size for each in arrays), initial=0), strict=False))
+    count = sum(each.count for each in features)
+    sizes, places = np.empty(count, np.uint32), np.empty(count, np.int64)
     bags = at = 0
-    for each in features:
-        k.bags_of(each.offsets, bags, bag[at : at + each.keys.size])
+    for each, (array, column) in zip(features, given, strict=True):
+        end = at + each.keys.size
+        k.place_bags(each.offsets, bags, starts[id(array)] + column, array.shape[1], bag[at:end], sizes, places)
         if each.weights.size:
-            weights[at : at + each.keys.size] = each.weights
-        bags, at = bags + each.count, at + each.keys.size
-    sizes = np.concatenate([np.diff(each.offsets) for each in features]).astype(np.uint32)
+            weights[at:end] = each.weights
+        bags, at = bags + each.count, end
     limits = _of_bags(features, [each.max_norm or 0 for each in features], any(each.max_norm for each in features))
-    grads = _source(features, given, dim)
+    scale = _of_bags(features, [each.scale if each.scale.size else 1 for each in features], _any_scale(features))
+    grads = BagSource(values, places, scale, dim)
     first = features[0]
     return BagGradients(
         first.group, keys, bag, sizes, weights, grads, limits, step, _one_of(seen), generation=first.generation
     )
-
-
-def _source(features: Sequence[CleanBags], given: Sequence[tuple[F32, int]], dim: int) -> BagSource:
-    scale = _of_bags(features, [each.scale if each.scale.size else 1 for each in features], _any_scale(features))
-    arrays = list({id(array): array for array, _ in given}.values())  # one, unless there are sequences
-    values = arrays[0].reshape(-1) if len(arrays) == 1 else np.concatenate([each.reshape(-1) for each in arrays])
-    starts = dict(zip(map(id, arrays), np.cumsum([0, *(each.size for each in arrays)]), strict=False))
-    at = [
-        starts[id(array)] + column + np.arange(each.count) * array.shape[1]
-        for each, (array, column) in zip(features, given, strict=True)
-    ]
-    return BagSource(values, np.concatenate(at), scale, dim)
 
 
 def _any_scale(features: Sequence[CleanBags]) -> bool:

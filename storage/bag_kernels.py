@@ -10,7 +10,7 @@ import numpy as np
 
 from rockbed.kernels import inlined, kernel
 from rockbed.storage.hot_kernels import prefetch_floats, prefetch_weights
-from rockbed.types import F32, I32, I64
+from rockbed.types import F32, I32, I64, U32
 
 SUM, MEAN, SQRTN = 0, 1, 2
 _AHEAD = 24
@@ -196,9 +196,16 @@ def take_gradients(source: F32, at: I64, scale: F32, grads: F32) -> None:
 
 
 @kernel
-def bags_of(offsets: I64, first: int, bag: I32) -> None:
-    """bag[i] = first + the bag that position i lies in."""
+def place_bags(offsets: I64, first: int, start: int, stride: int, bag: I32, sizes: U32, at: I64) -> None:
+    """Number a feature's bags from `first` on, in the arrays of all: bag[i] = the number of the bag that has position
+    i; sizes[number] = how many positions it has; at[number] = where its gradient begins: `start` for the feature's
+    first bag, `stride` further for each.
+
+    bag is the feature's own part of its array, sizes and at are whole.
+    """
     for b in range(offsets.shape[0] - 1):
+        sizes[first + b] = offsets[b + 1] - offsets[b]
+        at[first + b] = start + b * stride
         for i in range(offsets[b], offsets[b + 1]):
             bag[i] = first + b
 

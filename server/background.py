@@ -141,7 +141,7 @@ class Background:
     def _compaction_is_behind(self, now: float) -> bool:
         """Whether the next write-back waits, and memory fills meanwhile: reads would go through ever more files."""
         most = _BACKLOG * max(2, self._flush_files)
-        return now - self._flushed_at < _CATCH_UP_S and self._engine.files.uncompacted > most
+        return now - self._flushed_at < _CATCH_UP_S and self._engine.files.is_behind(most)
 
     def _sweep(self, now: float) -> bool:
         # the time that has passed, whatever woke the thread: a busy journal must not make the sweeper busier

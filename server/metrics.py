@@ -34,6 +34,7 @@ _STORE = (
     _Family("live_bytes", "live_bytes", "Of these, bytes of records that are the newest of their key: an estimate."),
     _Family("disk_records", "records", "Records in RocksDB: an estimate."),
     _Family("pending_compaction_bytes", "pending_compaction_bytes", "Bytes that RocksDB is going to rewrite."),
+    _Family("uncompacted_files", "uncompacted_files", "Files one upon the other, which compaction is going to merge."),
     _Family("journal_bytes", "journal_bytes", "Bytes of the journal in use."),
     _Family("last_lsn", "last_lsn", "Number of the newest journal entry."),
     _Family("flushed_lsn", "flushed_lsn", "Number of the journal entry up to which everything is written back."),

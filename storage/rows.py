@@ -58,7 +58,7 @@ def table_options(cache_bytes: int, *, create: bool, index_in_cache: bool = Fals
     options.set_target_file_size_base(64 << 20)
     options.set_level_compaction_dynamic_level_bytes(True)
     # RocksDB shall slow no writer down: a deletion would wait with the GIL held, and a flush, which has little to
-    # write, for a compaction of seconds. Write-back looks at `uncompacted` instead.
+    # write, for a compaction of seconds. Write-back asks `is_behind` instead.
     options.set_level_zero_slowdown_writes_trigger(_NEVER)
     options.set_level_zero_stop_writes_trigger(_NEVER)
     options.set_soft_pending_compaction_bytes_limit(0)
@@ -326,10 +326,13 @@ class RowFiles:
             self._held = hold
 
     @property
-    def uncompacted(self) -> int:
-        """Files that lie one upon the other, each of which a read may have to look into, until compaction has merged
-        them; 0 while that is held."""
-        return 0 if self._held else int(self._db.property_value("rocksdb.num-files-at-level0") or 0)
+    def uncompacted_files(self) -> int:
+        """Files that lie one upon the other, so that a read may have to look into each, until they are compacted."""
+        return int(self._db.property_value("rocksdb.num-files-at-level0") or 0)
+
+    def is_behind(self, most: int) -> bool:
+        """Whether more than `most` files wait for compaction, and it is not held."""
+        return not self._held and self.uncompacted_files > most
 
     @property
     def drops_expired(self) -> bool:
@@ -357,7 +360,7 @@ class RowFiles:
             raise rocksdb_error(error, f"writing a checkpoint to {path}") from error
 
     def statistics(self) -> dict[str, int]:
-        """Sizes as RocksDB has them: `disk_bytes` is exact, the others are its estimates."""
+        """Sizes as RocksDB has them: `disk_bytes` and `uncompacted_files` are exact, the others its estimates."""
         names = {
             "disk_bytes": "rocksdb.total-sst-files-size",
             "live_bytes": "rocksdb.estimate-live-data-size",
@@ -365,7 +368,8 @@ class RowFiles:
             "pending_compaction_bytes": "rocksdb.estimate-pending-compaction-bytes",
         }
         with self._use.using():
-            return {name: int(self._db.property_int_value(prop) or 0) for name, prop in names.items()}
+            found = {name: int(self._db.property_int_value(prop) or 0) for name, prop in names.items()}
+            return {**found, "uncompacted_files": self.uncompacted_files}
 
     def forget(self) -> None:
         """In a forked child: never destroy the inherited RocksDB, which would write to the parent's files."""

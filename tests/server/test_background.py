@@ -123,7 +123,7 @@ def test_write_back_lets_compaction_catch_up_for_a_while(
     open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, given_up: bool
 ) -> None:
     files = [1_000]
-    monkeypatch.setattr(RowFiles, "uncompacted", property(lambda _: files[0]))
+    monkeypatch.setattr(RowFiles, "uncompacted_files", property(lambda _: files[0]))
     monkeypatch.setattr(background, "_CATCH_UP_S", 0.5 if given_up else 60.0)
     storage = open_storage(still=False, journal_bytes_max=LIMIT)
     began = time.monotonic()

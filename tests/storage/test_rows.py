@@ -68,13 +68,13 @@ def test_a_read_asks_for_so_many_rows_at_a_time_and_finds_them_all(
 
 def test_files_wait_until_compaction_has_merged_them(files: RowFiles) -> None:
     keys = np.arange(1_000)
-    assert files.uncompacted == 0
+    assert files.uncompacted_files == 0
     for salt in range(3):  # RocksDB begins by itself with four
         put(files, keys, salt)
     assert files.runs == 3
-    assert files.uncompacted > 0
+    assert files.uncompacted_files > 0
     files.compact()
-    assert files.uncompacted == 0
+    assert files.uncompacted_files == 0
     assert (files.get(encode_keys(1, keys[:1]), RECORD)[1][:, 1] == 2).all()
 
 

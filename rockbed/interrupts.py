@@ -10,8 +10,9 @@ from typing import Any
 
 _Handlers = tuple[tuple[int, Any], ...]
 
-# To look again and again before sleeping until a lock is free: most are held for less, and in a virtual machine it can
-# take milliseconds until a processor that went to sleep is awake again.
+# To look again and again before sleeping until a lock is free that is held briefly: in a virtual machine it can take
+# milliseconds until a processor that went to sleep is awake again. Looking takes the interpreter's lock from whoever
+# is to finish, so that calls of many threads, which hold locks for longer, do without.
 _SPIN_S = 2e-4
 
 # Those whose handlers programs let raise: Ctrl-C, a service being stopped, timeouts.
@@ -91,6 +92,7 @@ class GuardedLock:
 
     def __init__(self) -> None:
         self.unguarded = threading.RLock()
+        self.is_brief = False  # for whoever has it to set and to take back: it is held for much less than _SPIN_S
         self._waiting: dict[int, None] = {}  # by thread: a count could not be kept without a lock of its own
 
     @property
@@ -108,8 +110,8 @@ class GuardedLock:
         self._waiting[me] = None
         try:
             end = time.perf_counter() + _SPIN_S
-            while time.perf_counter() < end:
-                time.sleep(0)  # gives the interpreter's lock to whoever is to finish
+            while self.is_brief and time.perf_counter() < end:
+                time.sleep(0)  # lets whoever is to finish have the interpreter
                 if self.unguarded.acquire(blocking=False):
                     return
             self.unguarded.acquire()

@@ -122,8 +122,10 @@ class WriteBack:
                 with part.lock:
                     got = time.perf_counter()
                     self._check()
+                    part.lock.is_brief = piece == _LOCKED_ROWS
                     count += self._copy(part, dirty[start : start + piece], taken, keys, values, count, stamp)
                     done = time.perf_counter()
+                part.lock.is_brief = False  # not before: who looks then finds it free
                 start += piece
                 # Who calls with large batches only holds the lock for long and may wait as long: taking small pieces
                 # between them, write-back would fall behind. Small calls are met with small pieces.
@@ -141,6 +143,7 @@ class WriteBack:
                 keys = keys[:count]
                 self._files.put_run(encode_keys(part.number, keys), values[:count], disk_order(keys))
         except BaseException:
+            part.lock.is_brief = False
             with part.lock:  # not `taken`: it may lack those of a piece that failed half-way
                 begun = dirty[part.table.flags[dirty] & k.WRITING != 0]
                 k.change_flags(part.table.flags, begun, k.WRITING, k.DIRTY)

@@ -108,6 +108,8 @@ def test_memory_for_records_is_found_before_the_lock_is_taken(
     open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writeback, "RUN_BYTES", 1 << 16)
+    for wait in ("_IDLE_S", "_LONG_S"):  # pieces stay small, however slow the machine is
+        monkeypatch.setattr(writeback, wait, 60.0)
     storage = open_storage()
     rows = embedding(storage)
     n = 5_000  # several runs, and several pieces in each
@@ -125,6 +127,7 @@ def test_memory_for_records_is_found_before_the_lock_is_taken(
     def noted_copy(self: WriteBack, part: Any, dirty: Any, *others: Any) -> int:
         at = others[3]
         assert touched[-1] >= at + len(dirty)
+        assert part.lock.is_brief
         copied.append(copy(self, part, dirty, *others))
         return copied[-1]
 
@@ -132,5 +135,6 @@ def test_memory_for_records_is_found_before_the_lock_is_taken(
     monkeypatch.setattr(WriteBack, "_copy", noted_copy)
     storage.flush()
     assert sum(copied) == n
+    assert not engine_of(storage).groups[0].lock.is_brief
     np.testing.assert_array_equal(rows.lookup(np.arange(n)), ones(n, value=-0.5))
     assert_sound(storage)

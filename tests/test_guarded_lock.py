@@ -3,6 +3,9 @@
 import threading
 import time
 
+import pytest
+
+from rockbed import interrupts
 from rockbed.interrupts import GuardedLock
 from tests.waiting import until
 
@@ -51,3 +54,34 @@ def test_nothing_is_lost_where_many_threads_take_turns() -> None:
         thread.join()
     assert counts[0] == 4 * n
     assert not lock.is_wanted
+
+
+@pytest.mark.parametrize("brief", [True, False])
+def test_a_lock_that_is_held_briefly_is_looked_at_again_before_a_thread_sleeps(
+    monkeypatch: pytest.MonkeyPatch, brief: bool
+) -> None:
+    monkeypatch.setattr(interrupts, "_SPIN_S", 20.0)
+    lock, slept = GuardedLock(), []
+    inner = lock.unguarded
+
+    class Noting:
+        def acquire(self, blocking: bool = True) -> bool:
+            slept.append(blocking)
+            return inner.acquire(blocking)
+
+        def release(self) -> None:
+            inner.release()
+
+    def take() -> None:
+        with lock:
+            pass
+
+    with lock:
+        lock.is_brief = brief
+        monkeypatch.setattr(lock, "unguarded", Noting())
+        waiting = threading.Thread(target=take)
+        waiting.start()
+        until(lambda: len(slept) > (3 if brief else 1))
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert any(slept) is not brief

@@ -38,7 +38,7 @@ from rockbed.server.group import Group
 from rockbed.server.limits import Limits
 from rockbed.server.service_access import Access
 from rockbed.server.service_errors import answered
-from rockbed.server.service_progress import Progress, told
+from rockbed.server.service_progress import Abandoned, Progress, told
 from rockbed.server.service_requests import must_fit
 from rockbed.server.service_rows import must_fit_answer, rows_message, sent_rows
 from rockbed.server.serving import Serving
@@ -294,7 +294,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):  # type: ignore[misc]
         began = time.monotonic()
         try:
             yield
-        except GeneratorExit:
+        except (GeneratorExit, Abandoned):
             self._say(context, what + ": given up, the caller is gone", *values)
             raise
         except Exception as error:

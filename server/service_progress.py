@@ -12,7 +12,7 @@ import grpc
 Progress = Callable[[int, int], None]
 
 
-class _Abandoned(Exception):
+class Abandoned(Exception):
     """The client that asked has gone."""
 
 
@@ -20,7 +20,7 @@ def told(context: grpc.ServicerContext, message: Callable[..., Any], work: Calla
     """Run work(progress) in a thread of its own, and yield a message for each call of progress.
 
     message: takes rows_seen, rows_total and, for the last one, report_json: the dataclass that work returns. Work whose
-    client has gone ends at its next progress; what it raises is raised here.
+    client has gone ends at its next progress; what it raises is raised here: Abandoned then, where somebody still asks.
     """
     said: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
     outcome: list[Any] = []
@@ -29,7 +29,7 @@ def told(context: grpc.ServicerContext, message: Callable[..., Any], work: Calla
 
     def progress(seen: int, total: int) -> None:
         if gone.is_set():
-            raise _Abandoned
+            raise Abandoned
         said.put((seen, total))
 
     def run() -> None:

@@ -4,16 +4,10 @@
 import _signal  # type: ignore[import-not-found]
 import signal
 import threading
-import time
 from types import FrameType, TracebackType
 from typing import Any
 
 _Handlers = tuple[tuple[int, Any], ...]
-
-# To look again and again before sleeping until a lock is free that is held briefly: in a virtual machine it can take
-# milliseconds until a processor that went to sleep is awake again. Looking takes the interpreter's lock from whoever
-# is to finish, so that calls of many threads, which hold locks for longer, do without.
-_SPIN_S = 2e-4
 
 # Those whose handlers programs let raise: Ctrl-C, a service being stopped, timeouts.
 _MAY_RAISE = tuple(
@@ -35,7 +29,8 @@ def _note(number: int, frame: FrameType | None) -> None:
     _Held.came.append((number, frame))
 
 
-def _hold() -> None:
+def hold() -> None:
+    """Hold signals back until `let_go`, which has to be called as often."""
     if threading.current_thread() is not threading.main_thread():
         return
     if _Held.depth == 0:
@@ -51,7 +46,8 @@ def _hold() -> None:
     _Held.depth += 1
 
 
-def _let_go() -> None:
+def let_go() -> None:
+    """The end of `hold`: what came meanwhile is handled now, and may raise."""
     if threading.current_thread() is not threading.main_thread():
         return
     _Held.depth -= 1
@@ -79,47 +75,9 @@ class Uninterrupted:
     """`with Uninterrupted():` holds signals back during the block, which should be short; their handlers run after."""
 
     def __enter__(self) -> None:
-        _hold()
+        hold()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _let_go()
-
-
-class GuardedLock:
-    """A re-entrant lock; whoever has it is not interrupted by a signal, unless it was taken by way of `unguarded`."""
-
-    def __init__(self) -> None:
-        self.unguarded = threading.RLock()
-        self.is_brief = False  # for whoever has it to set and to take back: it is held for much less than _SPIN_S
-        self._waiting: dict[int, None] = {}  # by thread: a count could not be kept without a lock of its own
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether a thread waits for it."""
-        return bool(self._waiting)
-
-    def __enter__(self) -> None:
-        _hold()
-        if not self.unguarded.acquire(blocking=False):
-            self._wait()
-
-    def _wait(self) -> None:
-        me = threading.get_ident()
-        self._waiting[me] = None
-        try:
-            end = time.perf_counter() + _SPIN_S
-            while self.is_brief and time.perf_counter() < end:
-                time.sleep(0)  # lets whoever is to finish have the interpreter
-                if self.unguarded.acquire(blocking=False):
-                    return
-            self.unguarded.acquire()
-        finally:
-            del self._waiting[me]
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.unguarded.release()
-        _let_go()
+        let_go()

@@ -15,9 +15,12 @@ from rockbed.cores import cores
 
 GRAIN = 8192  # rows that are worth a thread: handing over a part costs about 50 us, 8,192 rows of work 200 us or more
 _CALL_ROWS = 1024  # that take as long as the Python around a call
-THREADS = min(8, cores())
+_CORES = cores()
+THREADS = min(8, _CORES)
 
 _lock = threading.Lock()
+_at_work: dict[int, None] = {}  # threads that call `in_parts` or `spread` now: each has a core already
+os.register_at_fork(after_in_child=_at_work.clear)  # a forked child has none of the threads
 _thread = threading.local()  # .shares: whether the thread makes calls beside others, as those of the pool do
 _pool: ThreadPoolExecutor | None = None
 _pool_process = 0  # that the pool was made in
@@ -53,15 +56,31 @@ def _workers() -> ThreadPoolExecutor | None:
 
 
 def in_parts(n: int, call: Callable[[slice], object]) -> None:
-    """call(slice) for slices that cover 0..n-1, side by side where n is large. They must not depend on each other.
+    """call(slice) for slices that cover 0..n-1, side by side where n is large and there are cores for it. They must not
+    depend on each other.
 
     Raises what a part raised, when all have ended.
     """
-    parts = min(THREADS, n // GRAIN)
-    if parts > 1 and not _shares():
-        side_by_side([partial(call, slice(n * i // parts, n * (i + 1) // parts)) for i in range(parts)])
-    else:
+    if n < _CALL_ROWS or _shares():
         call(slice(0, n))
+        return
+    me = threading.get_ident()
+    parts = min(_threads_for(me), n // GRAIN)
+    _at_work[me] = None
+    try:
+        if parts > 1:
+            side_by_side([partial(call, slice(n * i // parts, n * (i + 1) // parts)) for i in range(parts)])
+        else:
+            call(slice(0, n))
+    finally:
+        _at_work.pop(me, None)
+
+
+def _threads_for(me: int) -> int:
+    """How many threads are worth it for what a thread is about to do: not more than there are cores beside those that
+    are at work already."""
+    others = len(_at_work) - (me in _at_work)
+    return min(THREADS, max(THREADS, _CORES) - others)
 
 
 def side_by_side(calls: Sequence[Callable[[], object]]) -> None:
@@ -104,12 +123,17 @@ def spread(calls: Sequence[tuple[int, Callable[[], object]]]) -> None:
     costs = [rows + _CALL_ROWS for rows, _ in calls]
     large = max(2 * GRAIN, sum(costs) // (2 * THREADS))
     total, taken = sum(cost for cost in costs if cost < large), 0
-    heaps: list[list[Callable[[], object]]] = [[] for _ in range(max(1, min(THREADS, total // GRAIN)))]
+    me = threading.get_ident()
+    heaps: list[list[Callable[[], object]]] = [[] for _ in range(max(1, min(_threads_for(me), total // GRAIN)))]
     for cost, (_, call) in zip(costs, calls, strict=True):
         if cost < large:
             heaps[taken * len(heaps) // total].append(call)
             taken += cost
-    side_by_side([partial(_in_turn, heap) for heap in heaps])
+    _at_work[me] = None
+    try:
+        side_by_side([partial(_in_turn, heap) for heap in heaps])
+    finally:
+        _at_work.pop(me, None)
     _in_turn([call for cost, (_, call) in zip(costs, calls, strict=True) if cost >= large])
 
 

@@ -186,8 +186,7 @@ class _Lookup:
     def _count(self, absent: Sequence[Absent]) -> None:
         if self._first:
             for (group, bags), each in zip(self._parts, absent, strict=True):
-                group.counters.lookup_keys += bags.keys.size
-                group.counters.memory_hits += bags.keys.size - each.keys
+                group.count_lookup(bags.keys.size, bags.keys.size - each.keys)
         self._first = False
 
     def _count_absent(self, absent: Sequence[Absent]) -> None:

@@ -3,6 +3,7 @@
 Methods whose name begins with `_` and those that say so expect `lock` to be held. Disk reads happen outside it.
 """
 
+import threading
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from rockbed.config import GroupConfig
 from rockbed.errors import FormatTooNew, StorageCorrupt, UnknownGroup
-from rockbed.interrupts import GuardedLock
+from rockbed.guarded_lock import GuardedLock
 from rockbed.parallel import in_parts
 from rockbed.server.adaptive_counts import AdaptiveCounts
 from rockbed.server.admission import Admission, make_admission
@@ -37,6 +38,8 @@ class Group:
         self.number = config.group
         self.lock = GuardedLock()
         self.counters = Counters()
+        self._counting = threading.Lock()
+        self.is_growing = False  # the last lookup found keys for which rows had to be made at once
         self.gradient_norm = RecentMaximum()
         self.host = host
         self.optimizer, self.schedule, self.initializer = rules_of(config)
@@ -120,21 +123,24 @@ class Group:
         """A row last written at this time or before is expired: now - update_time >= ttl."""
         return now_ms - self.ttl_ms if self.ttl_ms else -(2**62)
 
+    def expired(self, rows: I64, now_ms: int) -> I64:
+        """The positions of found rows that have expired: int64[m]. With the lock held or shared."""
+        positions: I64 = np.empty(rows.shape[0] if self.ttl_ms else 0, np.int64)
+        if not self.ttl_ms:
+            return positions
+        return positions[: k.expired(self.table.header, rows, self.oldest_ms(now_ms), positions)]
+
     def expire(self, keys: I64, rows: I64, now_ms: int, *, restart: bool) -> int:
         """Deal with found rows that have expired: begin their life anew, or treat them as absent (rows[i] = -1).
 
         Returns how many positions became absent.
         """
-        if not self.ttl_ms:
+        positions = self.expired(rows, now_ms)
+        if not positions.size:
             return 0
-        positions: I64 = np.empty(rows.shape[0], np.int64)
-        count = k.expired(self.table.header, rows, self.oldest_ms(now_ms), positions)
-        if not count:
-            return 0
-        positions = positions[:count]
         if not restart:
             rows[positions] = -1
-            return int(count)
+            return positions.size
         distinct, first = np.unique(rows[positions], return_index=True)
         self._begin(keys[positions][first], distinct, now_ms, self.host.last_lsn())
         self.counters.expired += distinct.size
@@ -246,16 +252,27 @@ class Group:
 
     # --- what lookups and pushes share ---
 
+    def count_lookup(self, keys: int, hits: int) -> None:
+        """Count a lookup of so many keys, so many of which had their row in memory. With the lock held or shared."""
+        with self._counting:
+            self.counters.lookup_keys += keys
+            self.counters.memory_hits += hits
+
     @property
     def padding_bits(self) -> int | None:
         """The padding key as the bits of an int64."""
         padding = self.config.padding_key
         return padding if padding is None or padding < 2**63 else padding - 2**64
 
+    @property
+    def inserts_at_once(self) -> bool:
+        """Whether there is a short way for new keys: nothing can be on disk, nothing has to be admitted."""
+        return not self.may_be_on_disk and self.admission is None and self.config.padding_key is None
+
     def insert_at_once(self, keys: I64, rows: I64, missing: int, now_ms: int) -> bool:
-        """The short way for new keys, where there is one: nothing can be on disk, nothing has to be admitted, there is
-        room in memory. rows: -1 at `missing` positions, filled then. With the lock held."""
-        if self.may_be_on_disk or self.admission is not None or self.config.padding_key is not None:
+        """The short way for new keys, where there is one and room in memory. rows: -1 at `missing` positions, filled
+        then. With the lock held."""
+        if not self.inserts_at_once:
             return False
         try:
             with self.table.pinned(rows):

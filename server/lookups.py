@@ -1,7 +1,8 @@
-"""Lookups in one group. Its lock is held while rows in memory are read, and not while the disk is, but for the rows
-whose records may have gone stale since (`Group.fetched_now`)."""
+"""Lookups in one group. Its lock is held while rows in memory are read, and shared where that is all there is to do; it
+is not held while the disk is read, but for the rows whose records may have gone stale since (`Group.fetched_now`)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from rockbed.storage.hot import NeedSpace
 from rockbed.storage.record import headers_of
 from rockbed.types import F32, I64, Bool
 
+_T = TypeVar("_T")
+# Fewer are found in the time that it takes to hand the interpreter's lock to another thread and to have it back:
+# lookups that wait for each other do that less often than lookups side by side.
+_SHARED_KEYS = 1_500
 _PIECE_ROWS = 16_384  # absent keys that a lookup deals with at a time
 
 
@@ -27,9 +32,12 @@ def lookup(group: Group, keys: I64, out: F32, *, train: bool) -> None:
     """
     must_take(group.config, keys.size, out)
     now_ms = group.host.now_ms()
-    with group.lock:
-        rows, missing = find_rows(group, keys, now_ms, train=train)
+
+    def gather(rows: I64, missing: int) -> tuple[I64, int]:
         group.table.gather(rows, out)
+        return rows, missing
+
+    rows, missing = _with_rows(group, keys, now_ms, gather, train=train)
     if missing:
         positions, distinct, inverse, counts = absent_keys(group, keys, rows)
         out[positions] = _look_up_absent(group, distinct, counts, now_ms, train=train)[inverse]
@@ -57,18 +65,45 @@ def prefetch(group: Group, keys: I64) -> tuple[int, int]:
     return distinct.size - nowhere, nowhere
 
 
+def _with_rows(group: Group, keys: I64, now_ms: int, use: Callable[[I64, int], _T], *, train: bool) -> _T:
+    """What use(rows, missing) gives, called with the lock and with what `find_rows` gives. The lock is shared where no
+    row has to be changed."""
+    if keys.size >= _SHARED_KEYS and not (train and (group.config.refresh == "lookup" or group.is_growing)):
+        with group.lock.shared:
+            found = _found(group, keys, now_ms, train=train)
+            if found is not None:
+                return use(*found)
+    with group.lock:
+        return use(*find_rows(group, keys, now_ms, train=train))
+
+
+def _found(group: Group, keys: I64, now_ms: int, *, train: bool) -> tuple[I64, int] | None:
+    """As `find_rows`, with the lock shared: None where it would change rows."""
+    group.must_be_in_memory()
+    rows, missing = group.table.find(keys)
+    missing += group.hide_padding(keys, rows)
+    expired = group.expired(rows, now_ms)
+    missing += expired.size
+    if train and (expired.size or (missing and group.inserts_at_once)):
+        return None
+    rows[expired] = -1
+    group.count_lookup(keys.size, keys.size - missing)
+    return rows, missing
+
+
 def find_rows(group: Group, keys: I64, now_ms: int, *, train: bool) -> tuple[I64, int]:
-    """The row of each key, int64[n], and how many have none in memory (-1): what can get one at once has got it."""
+    """The row of each key, int64[n], and how many have none in memory (-1): what can get one at once has got it. With
+    the lock held."""
     group.must_be_in_memory()
     rows, missing = group.table.find(keys)
     missing += group.hide_padding(keys, rows)
     missing += group.expire(keys, rows, now_ms, restart=train)
     if train and group.config.refresh == "lookup":
         k.touch_time(group.table.header, group.table.flags, rows, now_ms)
-    group.counters.lookup_keys += keys.size
-    group.counters.memory_hits += keys.size - missing
-    if missing and train and group.insert_at_once(keys, rows, missing, now_ms):
-        missing = 0
+    group.count_lookup(keys.size, keys.size - missing)
+    if train:
+        group.is_growing = missing > 0 and group.insert_at_once(keys, rows, missing, now_ms)
+        missing = 0 if group.is_growing else missing
     return rows, missing
 
 
@@ -81,12 +116,15 @@ def pool(group: Group, bags: CleanBags, out: F32, column: int, *, train: bool) -
     train: as of `lookup`. Returns the row of each key, -1 where it is not in memory, and `table.left` of that moment.
     """
     now_ms = group.host.now_ms()
-    with group.lock:
-        rows, missing = find_rows(group, bags.keys, now_ms, train=train)
-        left = group.table.left
+
+    def combine(rows: I64, missing: int) -> tuple[I64, int, int]:
         if not missing:
             _combine(group, bags, rows, np.empty((0, group.config.dim), np.float32), out, column)
-            return rows, left
+        return rows, missing, group.table.left
+
+    rows, missing, left = _with_rows(group, bags.keys, now_ms, combine, train=train)
+    if not missing:
+        return rows, left
     _, distinct, _, counts = absent_keys(group, bags.keys, rows)
     weights = _look_up_absent(group, distinct, counts, now_ms, train=train)
     while True:

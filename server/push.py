@@ -145,7 +145,7 @@ def counted(group: Group) -> dict[str, int]:
 def read_ahead(group: Group, keys: I64, seen: Seen | None = None) -> tuple[Fetched, int]:
     """Read from disk, before the locks are taken, what a push needs. Returns it with `table.left` of before."""
     absent: I64 = np.empty(0, np.int64)
-    with group.lock:
+    with group.lock.shared:
         left = group.table.left
         if group.may_be_on_disk and not (seen and seen.holds(group.table)):
             rows, missing = group.table.find(keys)

@@ -49,7 +49,7 @@ def find(index: I64, keys: I64, flags: U8, touch: int, rows: I64) -> int:
         rows[i] = row
         if row < 0:
             missing += 1
-        else:
+        elif flags[row] & touch != touch:  # written only where it changes: other cores read the line, too
             flags[row] |= touch
     return missing
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rockbed.errors import StorageClosed, StorageFailed
-from rockbed.interrupts import GuardedLock, Uninterrupted
+from rockbed.guarded_lock import GuardedLock
+from rockbed.interrupts import Uninterrupted
 from rockbed.storage.digest import digest
 from rockbed.storage.files import os_errors, sync_path
 from rockbed.storage.segment import FILE_BYTES, entry_head, file_header, seal, segment_files

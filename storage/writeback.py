@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from rockbed.interrupts import GuardedLock, Uninterrupted
+from rockbed.guarded_lock import GuardedLock
+from rockbed.interrupts import Uninterrupted
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.hot import HotTable
 from rockbed.storage.memory import reserve

@@ -41,6 +41,36 @@ def test_every_row_is_in_one_part(n: int) -> None:
     assert done_by(n) == Counter(range(n))
 
 
+@pytest.mark.parametrize("others", [0, 1, 2, 3])
+@pytest.mark.usefixtures("no_pool")
+def test_a_call_has_as_many_parts_as_there_are_cores_beside_other_threads_at_work(
+    monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    monkeypatch.setattr(parallel, "_CORES", 3)
+    began, end = threading.Semaphore(0), threading.Event()
+
+    def work(_: slice) -> None:
+        began.release()
+        assert end.wait(20)
+
+    busy = [threading.Thread(target=in_parts, args=(GRAIN, work)) for _ in range(others)]
+    for thread in busy:
+        thread.start()
+        assert began.acquire(timeout=20)
+    parts: list[slice] = []
+    in_parts(6 * GRAIN, parts.append)
+    assert len(parts) == max(1, 3 - others)
+    parts.clear()
+    spread([(GRAIN, partial(parts.append, slice(i))) for i in range(9)])
+    assert len(parts) == 9
+    end.set()
+    for thread in busy:
+        thread.join(20)
+    parts.clear()
+    in_parts(6 * GRAIN, parts.append)
+    assert len(parts) == 3
+
+
 @pytest.mark.usefixtures("no_pool")
 def test_without_threads_the_caller_does_it_all_and_nothing_is_done_again_later(
     monkeypatch: pytest.MonkeyPatch,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rockbed import PyStorage
+from rockbed.server import lookups
 from tests.api.helpers import QUIET, Clock, OpenStorage, Served
 
 
@@ -26,8 +27,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture(params=["embedded", "grpc"])
-def open_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenStorage]:
+def open_storage(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[OpenStorage]:
     opened: list[PyStorage] = []
+    if request.param == "embedded":  # small lookups go both ways
+        monkeypatch.setattr(lookups, "_SHARED_KEYS", 0)
 
     def open_(name: str = "store", **options: Any) -> PyStorage:
         kind = PyStorage if request.param == "embedded" else Served

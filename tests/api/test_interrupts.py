@@ -14,7 +14,8 @@ import pytest
 
 from rockbed import PyInitializer
 from rockbed.errors import StorageClosed, StorageFailed
-from rockbed.interrupts import GuardedLock, Uninterrupted
+from rockbed.guarded_lock import GuardedLock
+from rockbed.interrupts import Uninterrupted
 from rockbed.server import push
 from rockbed.storage import hot_kernels, index, writeback
 from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, engine_of, keys_of, ones
@@ -63,7 +64,7 @@ def test_a_block_that_is_guarded_ends_before_the_handler_runs(alarm: Callable[[]
 
     for number in (1, 2):  # and is as it was after
         with pytest.raises(Stopped):
-            work(Uninterrupted())
+            work(Uninterrupted() if number == 1 else GuardedLock().shared)
         assert done == ["inside"] * number
     with pytest.raises(Stopped):
         work(nullcontext())

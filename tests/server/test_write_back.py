@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rockbed.interrupts import GuardedLock
+from rockbed.guarded_lock import GuardedLock
 from rockbed.storage import hot_kernels, writeback
 from rockbed.storage.record import SLOTS
 from rockbed.storage.writeback import WriteBack, _runs

@@ -19,7 +19,7 @@ _CORES = cores()
 THREADS = min(8, _CORES)
 
 _lock = threading.Lock()
-_at_work: dict[int, None] = {}  # threads that call `in_parts` or `spread` now: each has a core already
+_at_work: dict[int, None] = {}  # threads in a large call of `in_parts`, or in `spread`: each has a core already
 os.register_at_fork(after_in_child=_at_work.clear)  # a forked child has none of the threads
 _thread = threading.local()  # .shares: whether the thread makes calls beside others, as those of the pool do
 _pool: ThreadPoolExecutor | None = None
@@ -61,7 +61,7 @@ def in_parts(n: int, call: Callable[[slice], object]) -> None:
 
     Raises what a part raised, when all have ended.
     """
-    if n < _CALL_ROWS or _shares():
+    if n < GRAIN or _shares():  # done before another thread has seen that this one is at work
         call(slice(0, n))
         return
     me = threading.get_ident()

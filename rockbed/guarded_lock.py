@@ -23,7 +23,8 @@ class GuardedLock:
     def __init__(self) -> None:
         self.unguarded = threading.RLock()  # whoever has the lock alone has this one, too
         self.shared = _Shared(self)
-        self.is_brief = False  # for whoever has it to set and to take back: it is held for much less than _SPIN_S
+        self.is_brief = False  # for whoever has or shares it to set and to take back: held for much less than _SPIN_S
+        self.favours_sharing = False  # for whoever shares it in many short turns: who can share it should, meanwhile
         self._depth = 0  # how often the thread that has it has taken it
         self._is_claimed = False  # a thread has it alone, or waits for those who share it to leave
         self._left = threading.Event()  # one of those has left
@@ -60,6 +61,9 @@ class GuardedLock:
             del self._waiting[me]
 
     def _wait_until_alone(self) -> None:
+        end = time.perf_counter() + _SPIN_S
+        while self._sharing and self.is_brief and time.perf_counter() < end:
+            time.sleep(0)
         while self._sharing:
             self._left.clear()
             if self._sharing:  # still: who leaves from now on says so

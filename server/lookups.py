@@ -20,7 +20,7 @@ from rockbed.types import F32, I64, Bool
 
 _T = TypeVar("_T")
 # Fewer are found in the time that it takes to hand the interpreter's lock to another thread and to have it back:
-# lookups that wait for each other do that less often than lookups side by side.
+# lookups that wait for each other do that less often than lookups side by side. They share the lock with write-back.
 _SHARED_KEYS = 1_500
 _PIECE_ROWS = 16_384  # absent keys that a lookup deals with at a time
 
@@ -68,7 +68,8 @@ def prefetch(group: Group, keys: I64) -> tuple[int, int]:
 def _with_rows(group: Group, keys: I64, now_ms: int, use: Callable[[I64, int], _T], *, train: bool) -> _T:
     """What use(rows, missing) gives, called with the lock and with what `find_rows` gives. The lock is shared where no
     row has to be changed."""
-    if keys.size >= _SHARED_KEYS and not (train and (group.config.refresh == "lookup" or group.is_growing)):
+    may_share = keys.size >= _SHARED_KEYS or group.lock.favours_sharing
+    if may_share and not (train and (group.config.refresh == "lookup" or group.is_growing)):
         with group.lock.shared:
             found = _found(group, keys, now_ms, train=train)
             if found is not None:

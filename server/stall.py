@@ -12,15 +12,19 @@ class Stall:
     def __init__(self) -> None:
         self.count = 0
         self.seconds = 0.0  # of all threads together
+        self.waiters = 0  # now
         self._lock = threading.Lock()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Count the block as one wait."""
         began = time.perf_counter()
+        with self._lock:
+            self.waiters += 1
         try:
             yield
         finally:
             with self._lock:
+                self.waiters -= 1
                 self.count += 1
                 self.seconds += time.perf_counter() - began

@@ -6,7 +6,7 @@ import numpy as np
 
 from rockbed.kernels import inlined, kernel, prefetch, statistic
 from rockbed.storage.index import insert_one, remove_one
-from rockbed.storage.record import slot_of
+from rockbed.storage.record import pack_words, slot_of
 from rockbed.types import F32, I32, I64, U8
 
 USED = 1  # the row holds a key
@@ -322,8 +322,25 @@ def change_flags(flags: U8, rows: I64, clear: int, put: int) -> None:
 
 
 @kernel
-def take_dirty(flags: U8, rows: I64, taken: I64, fresh: U8) -> int:
-    """Of `rows`, take those still in use and dirty: DIRTY becomes WRITING. fresh[i] = 1 for rows never pushed."""
+def take_dirty(
+    flags: U8,
+    rows: I64,
+    header: I64,
+    data: F32,
+    group: int,
+    dim: int,
+    stamp: int,
+    taken: I64,
+    fresh: U8,
+    words: I32,
+    floats: F32,
+) -> int:
+    """Of `rows`, take those still in use and dirty, and `pack` them: DIRTY becomes WRITING. -> how many.
+
+    taken: int64[n], filled with their numbers; fresh: uint8[n], with 1 for rows never pushed; words, floats: as of
+    `pack_words`. Beside lookups that share the group's lock and set TOUCHED in the same bytes: where one of the two
+    changes is lost, a row is written once more, or is taken for less used than it is.
+    """
     found = 0
     for i in range(rows.shape[0]):
         state = flags[rows[i]]
@@ -332,6 +349,7 @@ def take_dirty(flags: U8, rows: I64, taken: I64, fresh: U8) -> int:
             fresh[found] = 1 if state & FRESH else 0
             flags[rows[i]] = (state & ~np.uint8(DIRTY)) | np.uint8(WRITING)
             found += 1
+    pack_words(taken[:found], header, fresh, data, group, dim, stamp, words, floats)
     return found
 
 

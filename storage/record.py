@@ -116,9 +116,10 @@ def decode_key(raw: bytes) -> tuple[int, int]:
 
 
 @kernel
-def _pack(
+def pack_words(
     rows: I64, header: I64, fresh: U8, data: F32, group: int, dim: int, stamp: int, words: I32, floats: F32
 ) -> None:
+    """`pack`, for other kernels: words and floats are both the values' bytes."""
     width = data.shape[1]
     for i in range(rows.shape[0]):
         if i + 8 < rows.shape[0]:
@@ -143,7 +144,7 @@ def pack(rows: I64, header: I64, fresh: U8, data: F32, group: int, dim: int, sta
     data: float32[capacity, width]; out: uint8[n, record_bytes(width) + 4], C-contiguous, filled.
     stamp: seconds since 1970 for RocksDB's TTL; the time of writing, so that a row is dropped late rather than early.
     """
-    _pack(rows, header, fresh, data, group, dim, stamp, out.view(np.int32), out.view(np.float32))
+    pack_words(rows, header, fresh, data, group, dim, stamp, out.view(np.int32), out.view(np.float32))
 
 
 @kernel

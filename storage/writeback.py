@@ -12,15 +12,17 @@ from rockbed.interrupts import Uninterrupted
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.hot import HotTable
 from rockbed.storage.memory import reserve
-from rockbed.storage.record import TTL_STAMP_BYTES, disk_order, encode_keys, pack, record_bytes
+from rockbed.storage.record import TTL_STAMP_BYTES, disk_order, encode_keys, headers_of, record_bytes
 from rockbed.storage.rows import RowFiles
 from rockbed.types import I32, I64, U8
 
 _Rows = I32 | I64
 
 RUN_BYTES = 16 << 20  # of records in one run; a write-back takes about twice that in memory
-_LOCKED_ROWS = 256  # rows copied under a group's lock at a time, at the least: about 0.03 ms
-_LOCKED_ROWS_MAX = 16_384  # about 1 ms: a call that begins meanwhile waits for it
+_LOCKED_ROWS = 256  # rows copied at a time with a group's lock shared, at the least: about 0.03 ms
+_URGENT_DOUBLINGS = 4  # of that where calls wait for write-back
+_BRIEF_ROWS = 1024  # about 0.1 ms
+_LOCKED_ROWS_MAX = 16_384  # about 1 ms: a push that begins meanwhile waits for it
 _LONG_S = 1e-3  # to wait for a group's lock: its callers work on large batches
 _PAUSE_S = 5e-5  # between two pieces: who waits for the lock should have it
 _GIVE_WAY_S = 5e-3  # to those who wait for it: a thread can take milliseconds to wake up
@@ -55,33 +57,45 @@ def _runs(rows: _Rows, ends: I64, most: int) -> Iterator[_Rows]:
 
 
 class _Room:
-    """Where the records of one run after the other are put together; given back to the system with the object.
+    """Where the records of one run after the other are put together. Kept: memory that is given back to the system has
+    to be found again, which takes up to 10 ms for a huge page."""
 
-    values: uint8[rows, size].
-    """
-
-    def __init__(self, rows: int, size: int) -> None:
-        self.values: U8 = reserve((rows, size), np.uint8)
+    def __init__(self) -> None:
+        self._bytes: U8 = np.empty(0, np.uint8)
         self._touched = 0
 
-    def touch(self, rows: int) -> None:
-        """Have memory for the first `rows`: while a group's lock is held nobody should wait for the system to find it,
-        which takes up to 10 ms for a huge page."""
-        if rows > self._touched:
-            self.values[self._touched : rows] = 0
-            self._touched = rows
+    def values(self, rows: int, size: int) -> U8:
+        """uint8[rows, size], the same memory each time."""
+        if rows * size > self._bytes.size:
+            self._bytes, self._touched = reserve((max(rows * size, RUN_BYTES),), np.uint8), 0
+        return self._bytes[: rows * size].reshape(rows, size)
+
+    def touch(self, size: int) -> None:
+        """Have memory for the first `size` bytes: nobody should wait for that while a group's lock is held."""
+        if size > self._touched:
+            self._bytes[self._touched : size] = 0
+            self._touched = size
 
 
 class WriteBack:
     """One at a time for a store: whoever removes rows from rows/ holds `mutex` too, so that no run in flight brings
     them back. `mutex` is taken before any group's lock."""
 
-    def __init__(self, files: RowFiles, sync_journal: Callable[[], None], check: Callable[[], None]) -> None:
-        """check: raises where rows must not be written any more; called with the lock of their group."""
+    def __init__(
+        self,
+        files: RowFiles,
+        sync_journal: Callable[[], None],
+        check: Callable[[], None],
+        urgency: Callable[[], float],
+    ) -> None:
+        """check: raises where rows must not be written any more; called with the lock of their group shared. urgency:
+        from 0, nobody waits for what is written, to 1, calls do: larger pieces are sooner done."""
         self.mutex = threading.RLock()
         self._sync_journal = sync_journal
+        self._urgency = urgency
         self._check = check
         self._files = files
+        self._room = _Room()
         self.rows_written = 0
         self.clean_at = time.monotonic()  # whatever changed before has been written back
 
@@ -94,54 +108,56 @@ class WriteBack:
             dirty, ends = part.table.dirty_by_slot()
             size = record_bytes(part.table.width) + TTL_STAMP_BYTES
             runs = list(_runs(dirty, ends, RUN_BYTES // size))
-            room = _Room(max((run.size for run in runs), default=0), size)
             written = 0
             for run in runs:
-                written += self._whole_run(part, run, room)
+                written += self._whole_run(part, run, self._room.values(run.size, size))
                 if enough is not None and written >= enough:
                     break
             return written
 
-    def _whole_run(self, part: Part, rows: _Rows, room: "_Room") -> int:
+    def _whole_run(self, part: Part, rows: _Rows, values: U8) -> int:
         with Uninterrupted():  # or flags would say that rows are being written which are not
-            return self._run(part, rows.astype(np.int64), room)
+            part.lock.favours_sharing = True  # who waits for it to be free sleeps, and is slow to wake up
+            try:
+                return self._run(part, rows.astype(np.int64), values)
+            finally:
+                part.lock.favours_sharing = False
 
-    def _run(self, part: Part, dirty: I64, room: "_Room") -> int:
-        values = room.values
-        keys: I64 = np.empty(dirty.size, np.int64)
+    def _run(self, part: Part, dirty: I64, values: U8) -> int:
         taken = np.empty(dirty.size, np.int64)
         stamp = self._files.stamp(expires=part.expires())
         count = 0
         try:
-            start, piece, was_behind = 0, _LOCKED_ROWS, False
+            start, was_behind = 0, False
+            piece = self._least_piece()
             calls, called_at = part.table.calls, time.perf_counter()
             while start < dirty.size:
-                room.touch(count + piece)
+                self._room.touch((count + piece) * values.shape[1])
                 asked = time.perf_counter()
                 while part.lock.is_wanted and time.perf_counter() < asked + _GIVE_WAY_S:
                     time.sleep(_PAUSE_S)
-                with part.lock:
+                with part.lock.shared:
                     got = time.perf_counter()
                     self._check()
-                    part.lock.is_brief = piece == _LOCKED_ROWS
-                    count += self._copy(part, dirty[start : start + piece], taken, keys, values, count, stamp)
+                    part.lock.is_brief = piece <= _BRIEF_ROWS
+                    count += self._copy(part, dirty[start : start + piece], taken[count:], values[count:], stamp)
                     done = time.perf_counter()
                 part.lock.is_brief = False  # not before: who looks then finds it free
                 start += piece
-                # Who calls with large batches only holds the lock for long and may wait as long: taking small pieces
-                # between them, write-back would fall behind. Small calls are met with small pieces.
+                # Who pushes large batches only holds the lock for long and may wait as long: with small pieces between
+                # them, write-back would fall behind. Small calls are met with small pieces.
                 behind = got - asked > max(_LONG_S, 2 * (done - got))
                 if part.table.calls != calls:
                     calls, called_at = part.table.calls, done
                 idle = done - called_at > _IDLE_S
-                piece = min(4 * piece, _LOCKED_ROWS_MAX) if idle or (behind and was_behind) else _LOCKED_ROWS
+                piece = min(4 * piece, _LOCKED_ROWS_MAX) if idle or (behind and was_behind) else self._least_piece()
                 was_behind = behind
                 time.sleep(_PAUSE_S)
             if count:
                 # Write-ahead: after a power cut a row must not know of an entry that the journal has lost. Its number
                 # would be given out again, and a replay of the new entry would skip the row.
                 self._sync_journal()
-                keys = keys[:count]
+                keys = np.ascontiguousarray(headers_of(values[:count])["key"])
                 self._files.put_run(encode_keys(part.number, keys), values[:count], disk_order(keys))
         except BaseException:
             part.lock.is_brief = False
@@ -154,11 +170,12 @@ class WriteBack:
         self.rows_written += count
         return count
 
-    def _copy(self, part: Part, dirty: I64, taken: I64, keys: I64, values: U8, at: int, stamp: int) -> int:
+    def _least_piece(self) -> int:
+        return _LOCKED_ROWS << round(_URGENT_DOUBLINGS * self._urgency())
+
+    def _copy(self, part: Part, dirty: I64, taken: I64, values: U8, stamp: int) -> int:
         table = part.table
         fresh = np.empty(dirty.size, np.uint8)
-        n = k.take_dirty(table.flags, dirty, taken[at:], fresh)
-        rows = taken[at : at + n]
-        pack(rows, table.header, fresh, table.data, part.number, table.dim, stamp, values[at : at + n])
-        keys[at : at + n] = table.header[rows, 0]
-        return int(n)
+        words, floats = values.view(np.int32), values.view(np.float32)
+        to = stamp, taken, fresh, words, floats
+        return int(k.take_dirty(table.flags, dirty, table.header, table.data, part.number, table.dim, *to))

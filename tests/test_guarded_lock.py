@@ -144,6 +144,34 @@ def test_who_would_have_it_alone_waits_for_those_who_share_it_and_goes_before_th
     assert not lock.is_wanted
 
 
+@pytest.mark.parametrize("brief", [True, False])
+def test_who_would_have_it_alone_looks_again_before_it_sleeps_where_it_is_shared_briefly(
+    monkeypatch: pytest.MonkeyPatch, brief: bool
+) -> None:
+    monkeypatch.setattr(guarded_lock, "_SPIN_S", 20.0)
+    lock, slept = GuardedLock(), threading.Event()
+    wait = lock._left.wait
+
+    def noted_wait() -> None:
+        slept.set()
+        wait()
+
+    monkeypatch.setattr(lock._left, "wait", noted_wait)
+
+    def alone() -> None:
+        with lock:
+            pass
+
+    waiting = threading.Thread(target=alone)
+    with lock.shared:
+        lock.is_brief = brief
+        waiting.start()
+        until(lambda: lock._is_claimed)
+        assert slept.wait(0.1) is not brief
+    waiting.join(20)
+    assert not waiting.is_alive()
+
+
 def test_no_thread_sees_what_another_has_half_changed() -> None:
     lock, pair, torn = GuardedLock(), [0, 0], []
     n = 1_500

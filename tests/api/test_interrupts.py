@@ -17,7 +17,7 @@ from rockbed.errors import StorageClosed, StorageFailed
 from rockbed.guarded_lock import GuardedLock
 from rockbed.interrupts import Uninterrupted
 from rockbed.server import push
-from rockbed.storage import hot_kernels, index, writeback
+from rockbed.storage import hot_kernels, index
 from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, engine_of, keys_of, ones
 
 pytestmark = pytest.mark.embedded  # signals are the own process' business
@@ -130,11 +130,11 @@ def test_rows_of_a_write_back_that_fails_half_way_stay_dirty(
     rows, keys = embedding(storage), np.arange(5_000)
     rows.apply_gradients(keys, ones(5_000))
 
-    def fails(*_: object) -> None:
+    def fail() -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(writeback, "pack", fails)
+        patch.setattr(hot_kernels, "take_dirty", and_then(hot_kernels.take_dirty, fail))
         with pytest.raises(MemoryError):
             storage.flush()
     assert storage.stats()["dirty_rows"] == 5_000

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from rockbed.guarded_lock import GuardedLock
 from rockbed.storage import hot_kernels, writeback
 from rockbed.storage.record import SLOTS
 from rockbed.storage.writeback import WriteBack, _runs
+from rockbed.types import F32, I64
 from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, engine_of, keys_of, ones
 from tests.splitmix import mix64
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("kernel", ["slots_of_rows", "sort_by_slot"])
@@ -114,27 +117,152 @@ def test_memory_for_records_is_found_before_the_lock_is_taken(
     rows = embedding(storage)
     n = 5_000  # several runs, and several pieces in each
     rows.apply_gradients(np.arange(n), ones(n))
-    lock = engine_of(storage).groups[0].lock.unguarded
+    lock, room = engine_of(storage).groups[0].lock, engine_of(storage).write_back._room
+    start = room.values(1, 1).__array_interface__["data"][0]
     touch, copy = writeback._Room.touch, WriteBack._copy
     touched: list[int] = []
     copied: list[int] = []
 
-    def noted_touch(self: Any, count: int) -> None:
-        assert not lock._is_owned()  # type: ignore[attr-defined]
-        touched.append(count)
-        touch(self, count)
+    def noted_touch(self: Any, size: int) -> None:
+        assert not lock.unguarded._is_owned()  # type: ignore[attr-defined]
+        assert not lock._sharing
+        touched.append(size)
+        touch(self, size)
 
-    def noted_copy(self: WriteBack, part: Any, dirty: Any, *others: Any) -> int:
-        at = others[3]
-        assert touched[-1] >= at + len(dirty)
+    def noted_copy(self: WriteBack, part: Any, dirty: Any, taken: Any, values: Any, stamp: int) -> int:
+        assert touched[-1] >= values.__array_interface__["data"][0] - start + len(dirty) * values.shape[1]
         assert part.lock.is_brief
-        copied.append(copy(self, part, dirty, *others))
+        copied.append(copy(self, part, dirty, taken, values, stamp))
         return copied[-1]
 
     monkeypatch.setattr(writeback._Room, "touch", noted_touch)
     monkeypatch.setattr(WriteBack, "_copy", noted_copy)
     storage.flush()
     assert sum(copied) == n
-    assert not engine_of(storage).groups[0].lock.is_brief
+    assert not lock.is_brief
+    assert not lock.favours_sharing
     np.testing.assert_array_equal(rows.lookup(np.arange(n)), ones(n, value=-0.5))
     assert_sound(storage)
+
+
+def copies(monkeypatch: pytest.MonkeyPatch, during: Callable[[Any, Any, I64], object]) -> None:
+    """Have during(group, copy, rows) called where rows of a group would be copied; it calls copy() itself."""
+    copy = WriteBack._copy
+
+    def instead(self: WriteBack, part: Any, dirty: I64, *others: Any) -> int:
+        copied: list[int] = []
+        during(part, lambda: copied.append(copy(self, part, dirty, *others)), dirty)
+        return copied[0]
+
+    monkeypatch.setattr(WriteBack, "_copy", instead)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_small_lookups_go_on_while_rows_are_copied_and_pushes_do_not(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, train: bool
+) -> None:
+    storage = open_storage()
+    rows = embedding(storage)
+    rows.apply_gradients(keys_of(1, 2), ones(2))
+    rows.lookup(keys_of(1, 2))  # finds every row: from now on none has to be made
+    found: list[F32] = []
+    pushed = threading.Event()
+
+    def push() -> None:
+        rows.apply_gradients(keys_of(2), ones(1))
+        pushed.set()
+
+    push_beside = threading.Thread(target=push)
+
+    def beside(part: Any, copy: Callable[[], object], dirty: I64) -> None:
+        lookup = threading.Thread(target=lambda: found.append(rows.lookup(keys_of(1, 2), train=train)))
+        lookup.start()
+        lookup.join(20)
+        assert len(found) == 1
+        push_beside.start()
+        until(lambda: part.lock._is_claimed)
+        assert not pushed.wait(0.05)
+        copy()
+
+    with monkeypatch.context() as patch:
+        copies(patch, beside)
+        storage.flush()
+    assert pushed.wait(20)
+    push_beside.join(20)
+    np.testing.assert_array_equal(found, [ones(2, value=-0.5)])
+    assert storage.stats()["dirty_rows"] == 1
+    np.testing.assert_array_equal(rows.lookup(keys_of(1, 2))[:, 0], [-0.5, -1.0])
+    assert_sound(storage)
+
+
+@pytest.mark.parametrize("lost", ["of write-back", "of the lookup"])
+def test_a_lookup_beside_a_copy_may_undo_its_mark_and_no_row_is_lost(
+    open_storage: OpenStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    storage = open_storage()
+    rows = embedding(storage)
+    rows.apply_gradients(keys_of(1, 2), ones(2))
+
+    def beside(part: Any, copy: Callable[[], object], dirty: I64) -> None:
+        # both change bits of the same byte: each writes what it has read, and the second to write wins
+        read = part.table.flags[dirty]
+        copy()
+        if lost == "of write-back":
+            part.table.flags[dirty] = read | hot_kernels.TOUCHED
+        else:
+            part.table.flags[dirty] &= ~np.uint8(hot_kernels.TOUCHED)
+
+    with monkeypatch.context() as patch:
+        copies(patch, beside)
+        storage.flush()
+    assert storage.stats()["dirty_rows"] == (2 if lost == "of write-back" else 0)
+    as_after_kill(storage, tmp_path / "killed")
+    assert_sound(storage)
+    storage.flush()
+    flags = engine_of(storage).groups[0].table.flags
+    assert not (flags & (hot_kernels.DIRTY | hot_kernels.WRITING)).any()
+    for each in (rows, embedding(open_storage("killed"))):
+        np.testing.assert_array_equal(each.lookup(keys_of(1, 2), train=False), ones(2, value=-0.5))
+
+
+# --- the pace ---
+
+
+@pytest.mark.parametrize(("urgency", "piece"), [(0.0, 256), (0.5, 1_024), (1.0, 4_096)])
+def test_pieces_grow_with_the_urgency(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, urgency: float, piece: int
+) -> None:
+    for wait in ("_IDLE_S", "_LONG_S"):  # no other reason for larger pieces
+        monkeypatch.setattr(writeback, wait, 60.0)
+    storage = open_storage()
+    rows = embedding(storage)
+    rows.apply_gradients(np.arange(9_000), ones(9_000))
+    monkeypatch.setattr(engine_of(storage).write_back, "_urgency", lambda: urgency)
+    sizes: list[int] = []
+
+    def note(part: Any, copy: Callable[[], object], dirty: I64) -> None:
+        sizes.append(dirty.size)
+        copy()
+
+    copies(monkeypatch, note)
+    storage.flush()
+    assert set(sizes[:-1]) == {piece}
+    assert sum(sizes) == 9_000
+
+
+def test_it_is_urgent_where_calls_wait_and_the_more_the_fuller_the_journal_is(open_storage: OpenStorage) -> None:
+    storage = open_storage(journal_bytes_max=1 << 20)
+    engine = engine_of(storage)
+    rows, seen = embedding(storage, 64), [engine._urgency()]
+    while storage.stats()["journal_bytes"] < 1 << 20:
+        rows.apply_gradients(np.arange(300), ones(300, 64))
+        seen.append(engine._urgency())
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == (0.0, 1.0)
+    assert any(0.4 < each < 0.6 for each in seen)
+    storage.flush()
+    assert engine._urgency() == 0.0
+    for stall in (engine.journal_stall, engine.memory_stall):
+        with stall.waiting():
+            assert engine._urgency() == 1.0
+        assert engine._urgency() == 0.0

@@ -189,10 +189,10 @@ def _round(text: U8, at: int, mul: Any, state: _State, *, last: Callable[[U64], 
 
 def _hash_long(text: U8) -> U64:
     n, length = text.shape
-    none = np.zeros(n, np.uint64)
+    none: U64 = np.zeros(n, np.uint64)
     y = none + (_SEED * _K1 + np.uint64(113))
     z = _shift_mix(y * _K2 + np.uint64(113)) * _K2
-    state = (none + _SEED * _K2 + _fetch(text, 0), y, z, (none, none), (none, none))
+    state: _State = (none + _SEED * _K2 + _fetch(text, 0), y, z, (none, none), (none, none))
     for at in range(0, (length - 1) // 64 * 64, 64):
         state = _round(text, at, _K1, state)
     x, y, z, v, w = state

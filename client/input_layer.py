@@ -144,7 +144,7 @@ def _set_step(rows_of: PyEmbedding | AdaptiveEmbedding, step: int | None, *, tra
 def _part(column: EmbeddingColumn, rows_of: PyEmbedding | AdaptiveEmbedding, given: Given, mask: Any) -> _Part:
     ids, offsets, weights = _bags(column, given)
     keys, shape = column.keys.of(ids)
-    kept = np.ones(keys.size, np.bool_)
+    kept: Bool = np.ones(keys.size, np.bool_)
     if column.keys.signed:
         kept = keys >= 0
     elif len(shape) == 2 and column.keys.kind == "string":

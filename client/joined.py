@@ -140,7 +140,7 @@ def _padded(share: Share, size: int) -> Share:
     """The same with so many bags, as all of a batch have: what is added is empty, and so has no gradient."""
     bags, nnz = share.bags, share.bags.keys.size
     if not share.pooled:  # what its bags are makes no difference
-        offsets = np.full(size + 1, nnz, np.int64)
+        offsets: I64 = np.full(size + 1, nnz, np.int64)
         offsets[0] = 0
         return replace(share, bags=replace(bags, offsets=offsets))
     added = size - (bags.offsets.size - 1)

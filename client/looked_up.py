@@ -13,7 +13,7 @@ from rockbed.types import F32
 Push = Callable[[F32, RequestId | None], bool]
 
 
-class LookedUp(np.ndarray[Any, np.dtype[np.float32]]):
+class LookedUp(np.ndarray[tuple[int, ...], np.dtype[np.float32]]):
     """float32, what a lookup of a variable gave: an array as any other, and `apply_gradients`.
 
     What is computed from it is a plain array.

@@ -47,4 +47,5 @@ def read_criteo(path: Path) -> Examples:
 def log_counts(cells: tuple[str, ...]) -> F32:
     """float32[n]: log(1 + count), at least 0; NaN for an empty cell."""
     counts = np.array([cell or "nan" for cell in cells], np.float32)
-    return np.log1p(np.maximum(counts, 0))  # maximum keeps NaN
+    logs: F32 = np.log1p(np.maximum(counts, 0))  # maximum keeps NaN
+    return logs

@@ -90,7 +90,8 @@ def standardized(values: F32, train: I64) -> F32:
     """Values with mean 0 and variance 1 over the training examples; those that are missing (NaN) become the mean."""
     known = values[train][~np.isnan(values[train])].astype(np.float64)
     mean, deviation = (known.mean(), known.std()) if known.size else (0.0, 0.0)
-    return np.nan_to_num((values - mean) / (deviation or 1.0)).astype(np.float32)
+    scaled: F32 = np.nan_to_num((values - mean) / (deviation or 1.0)).astype(np.float32)
+    return scaled
 
 
 # --- from values to keys ---

@@ -72,7 +72,8 @@ def head(at: int, size: int) -> bytes:
 
 def of_bytes(at: int, value: Buffer | AnyArray) -> tuple[bytes, memoryview]:
     """Field `at` with bytes, or a C-contiguous array as it lies in memory."""
-    data = memoryview(value)  # type: ignore[arg-type]
+    lent: Any = value  # numpy's stubs say that an array is a buffer from 2.5 on only
+    data = memoryview(lent)
     return head(at, data.nbytes), data.cast("B") if data.nbytes else memoryview(b"")
 
 

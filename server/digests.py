@@ -27,7 +27,7 @@ def row_digests(columns: list[AnyArray]) -> U64:
 
     columns: float32[n, width] or int64[n].
     """
-    digests = np.zeros(len(columns[0]), np.uint64)
+    digests: U64 = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
         words = column.view(np.uint32 if column.dtype == np.dtype(np.float32) else np.uint64)
         for word in np.atleast_2d(words.T):

@@ -66,7 +66,7 @@ def _validated(group: Group, rows: PutRows, now_ms: int) -> Put:
         raise InvalidConfig(f"{twice.size} keys are sent more than once, the first {twice[0]}: a key has one row")
     if group.not_padding(keys, np.arange(n)).size < n:
         raise InvalidConfig(f"key {group.config.padding_key} is the padding key of group {group.number}: it has no row")
-    data = np.empty((n, dim + state), np.float32)
+    data: F32 = np.empty((n, dim + state), np.float32)
     data[:, :dim] = rows.weights
     data[:, dim:] = group.initial_state if rows.slots is None else rows.slots
     data = data[order]

@@ -6,12 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rockbed.errors import DimMismatch, InvalidConfig, WrongShape
+from rockbed.types import F32
 from rockbed.wire import BFLOAT16, FLOAT16, FLOAT32, floats_from_bytes, floats_to_bytes, keys_from_bytes, keys_to_bytes
 
 FLOATS = st.lists(st.floats(width=32), min_size=1, max_size=20)
 
 
-def _there_and_back(values: list[float], precision: int) -> np.ndarray:
+def _there_and_back(values: list[float], precision: int) -> F32:
     sent = np.array(values, np.float32).reshape(-1, 1)
     data = floats_to_bytes(sent, precision)
     assert len(data) == sent.size * (4 if precision == FLOAT32 else 2)

@@ -72,7 +72,7 @@ def combined(bags: Bags, row_of: dict[int, F64], combiner: str, max_norm: float 
 
 def slopes(bags: Bags, row_of: dict[int, F64], combiner: str, max_norm: float | None, grads: F64) -> dict[int, F64]:
     """The gradient of each row, by differences."""
-    found = {}
+    found: dict[int, F64] = {}
     for key in {key for bag in bags for key, _ in bag}:
         found[key] = np.zeros(4)
         for j in range(4):

@@ -48,7 +48,7 @@ def random_bags(random: np.random.Generator, size: int, *, unsigned: bool, weigh
     counts = random.integers(0, 6, size)
     counts[:2] = [0, 1][:size]
     offsets = np.concatenate([[0], counts.cumsum()])
-    keys = random.choice(pool, int(offsets[-1]))
+    keys: Any = random.choice(pool, int(offsets[-1]))
     weights = random.choice(np.array([-1.5, 0, 0.25, 1, 3], np.float32), keys.size) if weighted else None
     if keys.size:
         keys[0] = PADDING if unsigned else -1

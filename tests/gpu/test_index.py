@@ -12,7 +12,8 @@ from tests.gpu.tables import EXTREMES, initial_rows, make_table, resident
 
 def some_keys(n: int, seed: int) -> I64:
     keys = np.random.default_rng(seed).integers(-(2**63), 2**63 - 1, n)
-    return np.unique(np.concatenate([keys, EXTREMES]))
+    distinct: I64 = np.unique(np.concatenate([keys, EXTREMES]))
+    return distinct
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -88,7 +88,7 @@ def test_an_export_and_get_rows_show_the_rows_of_the_device(open_storage: Open, 
     found = storage.get_rows(rows.group, np.arange(45))
     assert (found.weights[:40] == -1).all()
     assert found.update_num.tolist() == [2] * 40 + [0] * 5
-    assert (found.in_memory.sum(), found.dirty.sum()) == (40, 40)
+    assert [int(each.sum()) for each in (found.in_memory, found.dirty)] == [40, 40]
     storage.export(tmp_path / "tables", format="npz")
     with PyStorage(tmp_path / "other") as other:
         other.import_(tmp_path / "tables")

@@ -5,6 +5,7 @@ import pytest
 
 from examples.seeds import embedding
 from rockbed import PyStorage
+from rockbed.types import F64
 
 
 def test_every_figure_is_that_of_the_recurrence(storage: PyStorage, capsys: pytest.CaptureFixture[str]) -> None:
@@ -13,7 +14,7 @@ def test_every_figure_is_that_of_the_recurrence(storage: PyStorage, capsys: pyte
     printed = np.array([line.split(": ")[1].split() for line in lines], np.float64)
 
     # Kingma, Ba 2015, algorithm 1
-    weights = np.ones((embedding.N, embedding.DIMENSION))
+    weights: F64 = np.ones((embedding.N, embedding.DIMENSION))
     first, second = np.zeros_like(weights), np.zeros_like(weights)
     expected = [weights.copy()]
     for step in range(embedding.STEPS):

@@ -10,6 +10,7 @@ import pytest
 
 from rockbed.config import StoreConfig
 from rockbed.server.engine import Engine
+from rockbed.types import F64
 from tests.api.helpers import embedding, keys_of, ones, sgd
 from tests.server.served import Connect, Server
 
@@ -41,7 +42,7 @@ class LosesAnswers(grpc.ServerInterceptor):  # type: ignore[misc]
         return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
 
-def _train(rows: Any, seed: int, pushes: int) -> np.ndarray:
+def _train(rows: Any, seed: int, pushes: int) -> F64:
     """Push whole numbers, whose sums are exact whatever their order; returns what they add up to for each key."""
     random_ = np.random.default_rng(seed)
     sums = np.zeros(50)
@@ -54,8 +55,8 @@ def _train(rows: Any, seed: int, pushes: int) -> np.ndarray:
     return sums
 
 
-def _trained(rows: Any, threads: int, pushes: int) -> np.ndarray:
-    sums: list[np.ndarray] = []
+def _trained(rows: Any, threads: int, pushes: int) -> F64:
+    sums: list[F64] = []
     workers = [
         threading.Thread(target=lambda seed=seed: sums.append(_train(rows[seed], seed, pushes)))
         for seed in range(threads)
@@ -65,7 +66,7 @@ def _trained(rows: Any, threads: int, pushes: int) -> np.ndarray:
     for worker in workers:
         worker.join()
     assert len(sums) == threads
-    total: np.ndarray = np.sum(sums, axis=0)
+    total: F64 = np.sum(sums, axis=0)
     return total
 
 

@@ -56,7 +56,7 @@ def test_a_read_asks_for_so_many_rows_at_a_time_and_finds_them_all(
         put(files, there)
     noting = Noting(files._db)
     monkeypatch.setattr(files, "_db", noting)
-    keys = np.arange(2 * n)
+    keys: I64 = np.arange(2 * n)
     keys = keys[disk_order(keys)]
     positions, found = files.get(encode_keys(1, keys), RECORD)
     monkeypatch.undo()

@@ -20,12 +20,13 @@ class Holds(grpc.ServerInterceptor):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.go = threading.Event()
-        self.held = 0
+        self.arrived = self.held = 0
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = continuation(details)
         if not details.method.endswith("/Lookup"):
             return handler
+        self.arrived += 1  # one thread takes all calls, and gives each to the workers before it takes the next
 
         def call(request: Any, context: grpc.ServicerContext) -> Any:
             self.held += 1
@@ -56,7 +57,7 @@ REQUEST = embedding_pb2.LookupRequest(keys=np.array([1]).tobytes())
 
 def test_one_too_many_is_refused_at_once_with_a_hint(stub: Any, holds: Holds) -> None:
     waiting = [stub.Lookup.future(REQUEST) for _ in range(4)]
-    until(lambda: holds.held == 2)
+    until(lambda: holds.arrived == 4 and holds.held == 2)
     found = refused(stub.Lookup, REQUEST, timeout=10)
     assert found[:2] == (grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded")
     assert "2 requests are under way and 2 wait (workers, queue_max)" in found[2]

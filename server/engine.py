@@ -256,7 +256,7 @@ class Engine:
 
     def _urgency(self) -> float:
         """Of write-back: from 0, where the journal is half full, to 1, where pushes wait for room."""
-        if self.journal_stall.waiters or self.memory_stall.waiters:
+        if self.journal_stall.is_on or self.memory_stall.is_on:
             return 1.0
         return min(1.0, max(0.0, 2 * self.journal.total_bytes / self.config.journal_bytes_max - 1))
 
@@ -367,14 +367,10 @@ class Engine:
                     last.callback(self.kept.clear)
                     last.callback(self.files.close)
                     last.callback(self.journal.close)
-                    last.callback(self._wait_for_quiet)
+                    # once the directory is let go of, it can be another store's
+                    last.callback(self.write_back.close)
 
     def _let_go_of_groups(self) -> None:
         for group in list(self.groups.values()):
             tiers.let_go(group)
         self.groups.clear()
-
-    def _wait_for_quiet(self) -> None:
-        """Wait for whoever has begun to work on the directory: once it is let go of, it can be another store's."""
-        with self.write_back.mutex:
-            pass

@@ -10,7 +10,7 @@ from rockbed.storage.record import pack_words, slot_of
 from rockbed.types import F32, I32, I64, U8
 
 USED = 1  # the row holds a key
-TOUCHED = 2  # found since the clock's hand last passed
+TOUCHED = 2  # found since the clock's hand last passed, and whatever is DIRTY or WRITING
 DIRTY = 4  # newer than what rows/ holds
 WRITING = 8  # copied for a write-back that has not reached rows/ yet
 FRESH = 16  # no push since its initial value
@@ -338,8 +338,8 @@ def take_dirty(
     """Of `rows`, take those still in use and dirty, and `pack` them: DIRTY becomes WRITING. -> how many.
 
     taken: int64[n], filled with their numbers; fresh: uint8[n], with 1 for rows never pushed; words, floats: as of
-    `pack_words`. Beside lookups that share the group's lock and set TOUCHED in the same bytes: where one of the two
-    changes is lost, a row is written once more, or is taken for less used than it is.
+    `pack_words`. Lookups may share the group's lock meanwhile: they write to the flags of rows that are not TOUCHED,
+    and all that are taken are.
     """
     found = 0
     for i in range(rows.shape[0]):

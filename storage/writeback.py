@@ -21,7 +21,7 @@ _Rows = I32 | I64
 RUN_BYTES = 16 << 20  # of records in one run; a write-back takes about twice that in memory
 _LOCKED_ROWS = 256  # rows copied at a time with a group's lock shared, at the least: about 0.03 ms
 _URGENT_DOUBLINGS = 4  # of that where calls wait for write-back
-_BRIEF_ROWS = 1024  # about 0.1 ms
+_BRIEF_BYTES = 256 << 10  # of a piece: about 0.1 ms
 _LOCKED_ROWS_MAX = 16_384  # about 1 ms: a push that begins meanwhile waits for it
 _LONG_S = 1e-3  # to wait for a group's lock: its callers work on large batches
 _PAUSE_S = 5e-5  # between two pieces: who waits for the lock should have it
@@ -139,7 +139,7 @@ class WriteBack:
                 with part.lock.shared:
                     got = time.perf_counter()
                     self._check()
-                    part.lock.is_brief = piece <= _BRIEF_ROWS
+                    part.lock.is_brief = piece * values.shape[1] <= _BRIEF_BYTES
                     count += self._copy(part, dirty[start : start + piece], taken[count:], values[count:], stamp)
                     done = time.perf_counter()
                 part.lock.is_brief = False  # not before: who looks then finds it free
@@ -150,7 +150,8 @@ class WriteBack:
                 if part.table.calls != calls:
                     calls, called_at = part.table.calls, done
                 idle = done - called_at > _IDLE_S
-                piece = min(4 * piece, _LOCKED_ROWS_MAX) if idle or (behind and was_behind) else self._least_piece()
+                larger = min(4 * piece, _LOCKED_ROWS_MAX) if idle or (behind and was_behind) else 0
+                piece = max(larger, self._least_piece())
                 was_behind = behind
                 time.sleep(_PAUSE_S)
             if count:
@@ -159,16 +160,21 @@ class WriteBack:
                 self._sync_journal()
                 keys = np.ascontiguousarray(headers_of(values[:count])["key"])
                 self._files.put_run(encode_keys(part.number, keys), values[:count], disk_order(keys))
+            with part.lock:
+                k.change_flags(part.table.flags, taken[:count], k.WRITING, 0)
         except BaseException:
             part.lock.is_brief = False
             with part.lock:  # not `taken`: it may lack those of a piece that failed half-way
                 begun = dirty[part.table.flags[dirty] & k.WRITING != 0]
                 k.change_flags(part.table.flags, begun, k.WRITING, k.DIRTY)
             raise
-        with part.lock:
-            k.change_flags(part.table.flags, taken[:count], k.WRITING, 0)
         self.rows_written += count
         return count
+
+    def close(self) -> None:
+        """Wait for whoever writes, and give the memory for records back."""
+        with self.mutex:
+            self._room = _Room()
 
     def _least_piece(self) -> int:
         return _LOCKED_ROWS << round(_URGENT_DOUBLINGS * self._urgency())

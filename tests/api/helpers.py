@@ -16,6 +16,7 @@ from rockbed.reports import ExportReport, ImportReport
 from rockbed.server.daemon import Daemon
 from rockbed.server.daemon_config import ServerConfig
 from rockbed.server.engine import Engine
+from rockbed.storage import hot_kernels
 from rockbed.types import F32, I64
 from tests.crash_image import crash_image
 
@@ -148,8 +149,12 @@ def as_after_kill(storage: PyStorage, to: Path) -> Path:
 
 
 def assert_sound(storage: PyStorage) -> None:
-    """check() finds nothing wrong."""
+    """check() finds nothing wrong, and what write-back relies on is true."""
     assert storage.check().problems == []
+    if isinstance(storage, Served) or isinstance(storage.backend, Embedded):
+        for group in list(engine_of(storage).groups.values()):
+            changed = group.table.flags & (hot_kernels.DIRTY | hot_kernels.WRITING) != 0
+            assert (group.table.flags[changed] & hot_kernels.TOUCHED != 0).all()
 
 
 def run_python(script: str, *args: object, timeout_s: float = 60) -> "subprocess.CompletedProcess[str]":

@@ -123,21 +123,34 @@ def test_a_write_back_that_is_interrupted_loses_no_row(
     assert_sound(again)
 
 
+@pytest.mark.parametrize("moment", ["copied", "written"])
 def test_rows_of_a_write_back_that_fails_half_way_stay_dirty(
-    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     storage = open_storage()
     rows, keys = embedding(storage), np.arange(5_000)
     rows.apply_gradients(keys, ones(5_000))
 
-    def fail() -> None:
-        raise MemoryError
+    calls, change_flags = [0], hot_kernels.change_flags
+
+    def fail(*args: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 1:
+            raise MemoryError
+        change_flags(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hot_kernels, "take_dirty", and_then(hot_kernels.take_dirty, fail))
+        if moment == "copied":
+            patch.setattr(hot_kernels, "take_dirty", and_then(hot_kernels.take_dirty, fail))
+        else:
+            patch.setattr(hot_kernels, "change_flags", fail)
         with pytest.raises(MemoryError):
             storage.flush()
     assert storage.stats()["dirty_rows"] == 5_000
+    group = engine_of(storage).groups[0]
+    assert not (group.table.flags & hot_kernels.WRITING).any()
+    assert not group.lock.is_brief
+    assert not group.lock.favours_sharing
     storage.close()
     assert (embedding(open_storage()).lookup(keys, train=False) == -0.5).all()
 

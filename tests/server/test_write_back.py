@@ -15,7 +15,7 @@ from rockbed.guarded_lock import GuardedLock
 from rockbed.storage import hot_kernels, writeback
 from rockbed.storage.record import SLOTS
 from rockbed.storage.writeback import WriteBack, _runs
-from rockbed.types import F32, I64
+from rockbed.types import F32, I64, U8
 from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, engine_of, keys_of, ones
 from tests.splitmix import mix64
 from tests.waiting import until
@@ -107,7 +107,7 @@ def test_calls_that_never_end_do_not_hold_write_back_up(
     assert storage.stats()["rows_written_back"] == 1_000
 
 
-def test_memory_for_records_is_found_before_the_lock_is_taken(
+def test_memory_for_records_is_found_before_the_lock_is_taken_and_kept(
     open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writeback, "RUN_BYTES", 1 << 16)
@@ -116,42 +116,53 @@ def test_memory_for_records_is_found_before_the_lock_is_taken(
     storage = open_storage()
     rows = embedding(storage)
     n = 5_000  # several runs, and several pieces in each
-    rows.apply_gradients(np.arange(n), ones(n))
     lock, room = engine_of(storage).groups[0].lock, engine_of(storage).write_back._room
-    start = room.values(1, 1).__array_interface__["data"][0]
-    touch, copy = writeback._Room.touch, WriteBack._copy
-    touched: list[int] = []
-    copied: list[int] = []
+    kept = room.values(1, 1)  # held, so that no other memory gets its address
+    room._bytes[:] = 0xAA  # what is found has been written to: zeros
+    touch = writeback._Room.touch
+    used = 0
 
     def noted_touch(self: Any, size: int) -> None:
         assert not lock.unguarded._is_owned()  # type: ignore[attr-defined]
         assert not lock._sharing
-        touched.append(size)
         touch(self, size)
 
-    def noted_copy(self: WriteBack, part: Any, dirty: Any, taken: Any, values: Any, stamp: int) -> int:
-        assert touched[-1] >= values.__array_interface__["data"][0] - start + len(dirty) * values.shape[1]
+    def noted_copy(part: Any, copy: Callable[[], object], dirty: I64, values: U8) -> None:
+        nonlocal used
+        at, size = address(values) - address(kept), dirty.size * values.shape[1]
+        assert 0 <= at <= len(room._bytes) - size
         assert part.lock.is_brief
-        copied.append(copy(self, part, dirty, taken, values, stamp))
-        return copied[-1]
+        if at >= used:
+            assert not values[: dirty.size].any()
+            used = at + size
+        copy()
 
     monkeypatch.setattr(writeback._Room, "touch", noted_touch)
-    monkeypatch.setattr(WriteBack, "_copy", noted_copy)
-    storage.flush()
-    assert sum(copied) == n
-    assert not lock.is_brief
-    assert not lock.favours_sharing
-    np.testing.assert_array_equal(rows.lookup(np.arange(n)), ones(n, value=-0.5))
+    copies(monkeypatch, noted_copy)
+    for turn in (1, 2):
+        rows.apply_gradients(np.arange(n), ones(n))
+        storage.flush()
+        assert storage.stats()["rows_written_back"] == turn * n
+        assert not lock.is_brief
+        assert not lock.favours_sharing
+    assert 0 < used < 1 << 16
+    np.testing.assert_array_equal(rows.lookup(np.arange(n)), ones(n, value=-1.0))
     assert_sound(storage)
 
 
-def copies(monkeypatch: pytest.MonkeyPatch, during: Callable[[Any, Any, I64], object]) -> None:
-    """Have during(group, copy, rows) called where rows of a group would be copied; it calls copy() itself."""
+def address(array: U8) -> int:
+    start: int = array.__array_interface__["data"][0]
+    return start
+
+
+def copies(monkeypatch: pytest.MonkeyPatch, during: Callable[[Any, Any, I64, U8], object]) -> None:
+    """Have during(group, copy, rows, records) called where rows of a group would be copied to where records begins; it
+    calls copy() itself."""
     copy = WriteBack._copy
 
-    def instead(self: WriteBack, part: Any, dirty: I64, *others: Any) -> int:
+    def instead(self: WriteBack, part: Any, dirty: I64, taken: I64, values: U8, stamp: int) -> int:
         copied: list[int] = []
-        during(part, lambda: copied.append(copy(self, part, dirty, *others)), dirty)
+        during(part, lambda: copied.append(copy(self, part, dirty, taken, values, stamp)), dirty, values)
         return copied[0]
 
     monkeypatch.setattr(WriteBack, "_copy", instead)
@@ -174,7 +185,7 @@ def test_small_lookups_go_on_while_rows_are_copied_and_pushes_do_not(
 
     push_beside = threading.Thread(target=push)
 
-    def beside(part: Any, copy: Callable[[], object], dirty: I64) -> None:
+    def beside(part: Any, copy: Callable[[], object], *_: object) -> None:
         lookup = threading.Thread(target=lambda: found.append(rows.lookup(keys_of(1, 2), train=train)))
         lookup.start()
         lookup.join(20)
@@ -195,36 +206,6 @@ def test_small_lookups_go_on_while_rows_are_copied_and_pushes_do_not(
     assert_sound(storage)
 
 
-@pytest.mark.parametrize("lost", ["of write-back", "of the lookup"])
-def test_a_lookup_beside_a_copy_may_undo_its_mark_and_no_row_is_lost(
-    open_storage: OpenStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
-) -> None:
-    storage = open_storage()
-    rows = embedding(storage)
-    rows.apply_gradients(keys_of(1, 2), ones(2))
-
-    def beside(part: Any, copy: Callable[[], object], dirty: I64) -> None:
-        # both change bits of the same byte: each writes what it has read, and the second to write wins
-        read = part.table.flags[dirty]
-        copy()
-        if lost == "of write-back":
-            part.table.flags[dirty] = read | hot_kernels.TOUCHED
-        else:
-            part.table.flags[dirty] &= ~np.uint8(hot_kernels.TOUCHED)
-
-    with monkeypatch.context() as patch:
-        copies(patch, beside)
-        storage.flush()
-    assert storage.stats()["dirty_rows"] == (2 if lost == "of write-back" else 0)
-    as_after_kill(storage, tmp_path / "killed")
-    assert_sound(storage)
-    storage.flush()
-    flags = engine_of(storage).groups[0].table.flags
-    assert not (flags & (hot_kernels.DIRTY | hot_kernels.WRITING)).any()
-    for each in (rows, embedding(open_storage("killed"))):
-        np.testing.assert_array_equal(each.lookup(keys_of(1, 2), train=False), ones(2, value=-0.5))
-
-
 # --- the pace ---
 
 
@@ -240,7 +221,7 @@ def test_pieces_grow_with_the_urgency(
     monkeypatch.setattr(engine_of(storage).write_back, "_urgency", lambda: urgency)
     sizes: list[int] = []
 
-    def note(part: Any, copy: Callable[[], object], dirty: I64) -> None:
+    def note(part: Any, copy: Callable[[], object], dirty: I64, _: U8) -> None:
         sizes.append(dirty.size)
         copy()
 
@@ -248,6 +229,42 @@ def test_pieces_grow_with_the_urgency(
     storage.flush()
     assert set(sizes[:-1]) == {piece}
     assert sum(sizes) == 9_000
+
+
+def test_a_piece_is_brief_by_its_bytes(open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage()
+    wide = embedding(storage, 1_024)
+    wide.apply_gradients(np.arange(256), ones(256, 1_024))
+    brief: list[bool] = []
+
+    def note(part: Any, copy: Callable[[], object], *_: object) -> None:
+        brief.append(part.lock.is_brief)
+        copy()
+
+    copies(monkeypatch, note)
+    storage.flush()
+    assert brief
+    assert not any(brief)
+
+
+def test_a_large_piece_is_not_followed_by_a_smaller_one_than_is_urgent(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writeback, "_IDLE_S", 0.0)  # nobody calls: each piece is four times the one before
+    storage = open_storage()
+    rows = embedding(storage)
+    rows.apply_gradients(np.arange(9_000), ones(9_000))
+    urgency, sizes = [0.0], list[int]()
+    monkeypatch.setattr(engine_of(storage).write_back, "_urgency", lambda: urgency[0])
+
+    def note(part: Any, copy: Callable[[], object], dirty: I64, _: U8) -> None:
+        sizes.append(dirty.size)
+        urgency[0] = 1.0
+        copy()
+
+    copies(monkeypatch, note)
+    storage.flush()
+    assert sizes[:2] == [256, 4_096]
 
 
 def test_it_is_urgent_where_calls_wait_and_the_more_the_fuller_the_journal_is(open_storage: OpenStorage) -> None:

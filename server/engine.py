@@ -92,7 +92,7 @@ class Engine:
                 self.journal = Journal(
                     self.directory / "journal", fsync=config.fsync, bytes_max=config.journal_bytes_max
                 )
-                self.write_back = WriteBack(self.files, self.journal.sync, self.check_open, self._urgency)
+                self.write_back = WriteBack(self.files, self.journal.sync, self.check_open)
                 try:
                     opening.recover(self)
                 except BaseException:
@@ -253,12 +253,6 @@ class Engine:
             self.dropped.clear()
             self.journal.trim(target)
             return target
-
-    def _urgency(self) -> float:
-        """Of write-back: from 0, where the journal is half full, to 1, where pushes wait for room."""
-        if self.journal_stall.is_on or self.memory_stall.is_on:
-            return 1.0
-        return min(1.0, max(0.0, 2 * self.journal.total_bytes / self.config.journal_bytes_max - 1))
 
     def compact(self) -> None:
         """Have RocksDB rewrite all of its files. Raises GroupConflict where that would drop rows it should keep."""

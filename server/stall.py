@@ -13,23 +13,14 @@ class Stall:
         self.count = 0
         self.seconds = 0.0  # of all threads together
         self._lock = threading.Lock()
-        # By thread: where a signal's handler raises, a count could keep one too many for ever.
-        self._waiting: dict[int, None] = {}
-
-    @property
-    def is_on(self) -> bool:
-        """Whether a thread waits now."""
-        return bool(self._waiting)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Count the block as one wait."""
-        began, me = time.perf_counter(), threading.get_ident()
+        began = time.perf_counter()
         try:
-            self._waiting[me] = None
             yield
         finally:
-            self._waiting.pop(me, None)
             with self._lock:
                 self.count += 1
                 self.seconds += time.perf_counter() - began

@@ -19,13 +19,12 @@ from rockbed.types import I32, I64, U8
 _Rows = I32 | I64
 
 RUN_BYTES = 16 << 20  # of records in one run; a write-back takes about twice that in memory
-_LOCKED_ROWS = 256  # rows copied at a time with a group's lock shared, at the least: about 0.03 ms
-_URGENT_DOUBLINGS = 4  # of that where calls wait for write-back
+_LOCKED_ROWS = 1024  # rows copied at a time with a group's lock shared, at the least: about 0.07 ms
 _BRIEF_BYTES = 256 << 10  # of a piece: about 0.1 ms
 _LOCKED_ROWS_MAX = 16_384  # about 1 ms: a push that begins meanwhile waits for it
 _LONG_S = 1e-3  # to wait for a group's lock: its callers work on large batches
-_PAUSE_S = 5e-5  # between two pieces: who waits for the lock should have it
 _GIVE_WAY_S = 5e-3  # to those who wait for it: a thread can take milliseconds to wake up
+_LOOK_S = 5e-5  # between looks at whether they do
 _IDLE_S = 2e-2  # without a call: nobody is using the group now, or not with small calls
 
 
@@ -81,18 +80,10 @@ class WriteBack:
     """One at a time for a store: whoever removes rows from rows/ holds `mutex` too, so that no run in flight brings
     them back. `mutex` is taken before any group's lock."""
 
-    def __init__(
-        self,
-        files: RowFiles,
-        sync_journal: Callable[[], None],
-        check: Callable[[], None],
-        urgency: Callable[[], float],
-    ) -> None:
-        """check: raises where rows must not be written any more; called with the lock of their group shared. urgency:
-        from 0, nobody waits for what is written, to 1, calls do: larger pieces are sooner done."""
+    def __init__(self, files: RowFiles, sync_journal: Callable[[], None], check: Callable[[], None]) -> None:
+        """check: raises where rows must not be written any more; called with the lock of their group shared."""
         self.mutex = threading.RLock()
         self._sync_journal = sync_journal
-        self._urgency = urgency
         self._check = check
         self._files = files
         self._room = _Room()
@@ -128,14 +119,13 @@ class WriteBack:
         stamp = self._files.stamp(expires=part.expires())
         count = 0
         try:
-            start, was_behind = 0, False
-            piece = self._least_piece()
+            start, piece, was_behind = 0, _LOCKED_ROWS, False
             calls, called_at = part.table.calls, time.perf_counter()
             while start < dirty.size:
                 self._room.touch((count + piece) * values.shape[1])
                 asked = time.perf_counter()
                 while part.lock.is_wanted and time.perf_counter() < asked + _GIVE_WAY_S:
-                    time.sleep(_PAUSE_S)
+                    time.sleep(_LOOK_S)
                 with part.lock.shared:
                     got = time.perf_counter()
                     self._check()
@@ -150,10 +140,8 @@ class WriteBack:
                 if part.table.calls != calls:
                     calls, called_at = part.table.calls, done
                 idle = done - called_at > _IDLE_S
-                larger = min(4 * piece, _LOCKED_ROWS_MAX) if idle or (behind and was_behind) else 0
-                piece = max(larger, self._least_piece())
+                piece = min(4 * piece, _LOCKED_ROWS_MAX) if idle or (behind and was_behind) else _LOCKED_ROWS
                 was_behind = behind
-                time.sleep(_PAUSE_S)
             if count:
                 # Write-ahead: after a power cut a row must not know of an entry that the journal has lost. Its number
                 # would be given out again, and a replay of the new entry would skip the row.
@@ -175,9 +163,6 @@ class WriteBack:
         """Wait for whoever writes, and give the memory for records back."""
         with self.mutex:
             self._room = _Room()
-
-    def _least_piece(self) -> int:
-        return _LOCKED_ROWS << round(_URGENT_DOUBLINGS * self._urgency())
 
     def _copy(self, part: Part, dirty: I64, taken: I64, values: U8, stamp: int) -> int:
         table = part.table

@@ -206,31 +206,6 @@ def test_small_lookups_go_on_while_rows_are_copied_and_pushes_do_not(
     assert_sound(storage)
 
 
-# --- the pace ---
-
-
-@pytest.mark.parametrize(("urgency", "piece"), [(0.0, 256), (0.5, 1_024), (1.0, 4_096)])
-def test_pieces_grow_with_the_urgency(
-    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, urgency: float, piece: int
-) -> None:
-    for wait in ("_IDLE_S", "_LONG_S"):  # no other reason for larger pieces
-        monkeypatch.setattr(writeback, wait, 60.0)
-    storage = open_storage()
-    rows = embedding(storage)
-    rows.apply_gradients(np.arange(9_000), ones(9_000))
-    monkeypatch.setattr(engine_of(storage).write_back, "_urgency", lambda: urgency)
-    sizes: list[int] = []
-
-    def note(part: Any, copy: Callable[[], object], dirty: I64, _: U8) -> None:
-        sizes.append(dirty.size)
-        copy()
-
-    copies(monkeypatch, note)
-    storage.flush()
-    assert set(sizes[:-1]) == {piece}
-    assert sum(sizes) == 9_000
-
-
 def test_a_piece_is_brief_by_its_bytes(open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = open_storage()
     wide = embedding(storage, 1_024)
@@ -245,41 +220,3 @@ def test_a_piece_is_brief_by_its_bytes(open_storage: OpenStorage, monkeypatch: p
     storage.flush()
     assert brief
     assert not any(brief)
-
-
-def test_a_large_piece_is_not_followed_by_a_smaller_one_than_is_urgent(
-    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writeback, "_IDLE_S", 0.0)  # nobody calls: each piece is four times the one before
-    storage = open_storage()
-    rows = embedding(storage)
-    rows.apply_gradients(np.arange(9_000), ones(9_000))
-    urgency, sizes = [0.0], list[int]()
-    monkeypatch.setattr(engine_of(storage).write_back, "_urgency", lambda: urgency[0])
-
-    def note(part: Any, copy: Callable[[], object], dirty: I64, _: U8) -> None:
-        sizes.append(dirty.size)
-        urgency[0] = 1.0
-        copy()
-
-    copies(monkeypatch, note)
-    storage.flush()
-    assert sizes[:2] == [256, 4_096]
-
-
-def test_it_is_urgent_where_calls_wait_and_the_more_the_fuller_the_journal_is(open_storage: OpenStorage) -> None:
-    storage = open_storage(journal_bytes_max=1 << 20)
-    engine = engine_of(storage)
-    rows, seen = embedding(storage, 64), [engine._urgency()]
-    while storage.stats()["journal_bytes"] < 1 << 20:
-        rows.apply_gradients(np.arange(300), ones(300, 64))
-        seen.append(engine._urgency())
-    assert seen == sorted(seen)
-    assert (seen[0], seen[-1]) == (0.0, 1.0)
-    assert any(0.4 < each < 0.6 for each in seen)
-    storage.flush()
-    assert engine._urgency() == 0.0
-    for stall in (engine.journal_stall, engine.memory_stall):
-        with stall.waiting():
-            assert engine._urgency() == 1.0
-        assert engine._urgency() == 0.0

@@ -48,6 +48,9 @@ def stub(server: Server, connect: Connect, holds: Holds) -> Iterator[Any]:
     """Of a server with two threads and two places in the queue, which holds lookups."""
     target = server.start(holds, workers=2, queue_max=2, streams_max=2)
     embedding(connect(target), optimizer=sgd(1.0)).apply_gradients(keys_of(1), ones(1))
+    assert server.daemon is not None
+    workers = server.daemon._workers
+    until(lambda: workers.tasks == 0)  # a call's place is free a moment after its answer has come
     with grpc.insecure_channel(target.removeprefix("grpc://")) as channel:
         yield embedding_pb2_grpc.EmbeddingStub(channel)
 

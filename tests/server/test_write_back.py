@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rockbed import PyEmbedding, PyStorage
 from rockbed.guarded_lock import GuardedLock
 from rockbed.storage import hot_kernels, writeback
 from rockbed.storage.record import SLOTS
 from rockbed.storage.writeback import WriteBack, _runs
 from rockbed.types import F32, I64, U8
-from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, engine_of, keys_of, ones
+from tests.api.helpers import Clock, OpenStorage, as_after_kill, assert_sound, embedding, engine_of, keys_of, ones
 from tests.splitmix import mix64
 from tests.waiting import until
 
@@ -220,3 +221,33 @@ def test_a_piece_is_brief_by_its_bytes(open_storage: OpenStorage, monkeypatch: p
     storage.flush()
     assert brief
     assert not any(brief)
+
+
+def after_20_s(rows: PyEmbedding, clock: Clock) -> None:
+    clock.now += 20
+    rows.lookup(keys_of(1, 2))
+
+
+CHANGES: dict[str, Callable[[PyStorage, PyEmbedding, Clock], object]] = {
+    "a lookup makes rows": lambda _, rows, __: rows.lookup(keys_of(3, 4)),
+    "a lookup renews rows": lambda _, rows, __: rows.lookup(keys_of(1, 2)),
+    "a push": lambda _, rows, __: rows.apply_gradients(keys_of(1, 2), ones(2)),
+    "a push makes rows": lambda _, rows, __: rows.apply_gradients(keys_of(3, 4), ones(2)),
+    "rows are put": lambda storage, rows, _: storage.put_rows(rows.group, keys_of(1, 3), ones(2)),
+    "expired rows begin anew": lambda _, rows, clock: after_20_s(rows, clock),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_makes_a_row_dirty_marks_it_as_touched(open_storage: OpenStorage, clock: Clock, change: str) -> None:
+    storage = open_storage(clock=clock)
+    rows = embedding(storage, ttl=10.0, refresh="lookup")
+    rows.apply_gradients(keys_of(1, 2), ones(2))
+    storage.flush()
+    table = engine_of(storage).groups[0].table
+    table.flags[: table.high] &= ~np.uint8(hot_kernels.TOUCHED)  # as eviction leaves rows that are clean
+    clock.now += 6
+    CHANGES[change](storage, rows, clock)
+    flags = table.flags[: table.high]
+    assert (flags & hot_kernels.DIRTY != 0).sum() == storage.stats()["dirty_rows"] == 2
+    assert (flags[flags & hot_kernels.DIRTY != 0] & hot_kernels.TOUCHED != 0).all()

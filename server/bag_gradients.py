@@ -11,26 +11,13 @@ from rockbed.config import GroupConfig
 from rockbed.device_arrays import on_device
 from rockbed.parallel import in_parts
 from rockbed.server.bags import CleanBags, clean
+from rockbed.server.seen import Seen
 from rockbed.storage import bag_kernels as k
 from rockbed.storage.gpu.devices import Device
-from rockbed.storage.hot import HotTable
 from rockbed.types import F32, I32, I64, U32
 
 _NONE = np.empty(0, np.float32)
 _LARGEST = 3e38  # of a float32, less what a sum may be rounded up by
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Where a lookup found the rows of its keys, int64[n]: true until a row has left the table."""
-
-    table: HotTable
-    left: int
-    rows: I64
-
-    def holds(self, table: HotTable) -> bool:
-        """Whether it is still true of the table that the group has now. With the group's lock held."""
-        return self.table is table and self.left == table.left
 
 
 @dataclass(frozen=True, slots=True)

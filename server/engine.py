@@ -201,7 +201,8 @@ class Engine:
 
     def _apply(self, parts: list[_Part], request: Request | None) -> bool:
         in_memory, above = tiers.split(self, parts)
-        ahead = [push.read_ahead(group, item.keys, push.seen_of(item)) for group, item, _ in in_memory]
+        seen = [push.seen_of(group, item) for group, item, _ in in_memory]
+        ahead = [push.read_ahead(group, item.keys, at) for (group, item, _), at in zip(in_memory, seen, strict=True)]
         if above is not None:
             above.read_ahead()
         now_ms = self.now_ms()
@@ -214,8 +215,8 @@ class Engine:
             if request is not None and self.clients.applied(request):
                 return False
             try:
-                for (group, item, step), (fetched, left) in zip(in_memory, ahead, strict=True):
-                    prepared.append(push.prepare(group, item, step, fetched, left, now_ms))
+                for (group, item, step), at, read in zip(in_memory, seen, ahead, strict=True):
+                    prepared.append(push.prepare(group, item, step, at, read, now_ms))
                 if above is not None:
                     prepared += above.prepare(now_ms)
                 touched = [p for p in prepared if p.rows.size]

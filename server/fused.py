@@ -12,8 +12,9 @@ from rockbed.interrupts import Uninterrupted
 from rockbed.parallel import spread
 from rockbed.requests import Request
 from rockbed.server import device_lookups, lookups, tiers
-from rockbed.server.bag_gradients import BagGradients, FeatureGradients, Seen, joined
+from rockbed.server.bag_gradients import BagGradients, FeatureGradients, joined
 from rockbed.server.bags import CleanBags, clean
+from rockbed.server.seen import Seen
 from rockbed.types import F32, AnyArray
 
 if TYPE_CHECKING:

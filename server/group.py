@@ -20,6 +20,7 @@ from rockbed.server.fetched import Fetched, find_in
 from rockbed.server.host import Host
 from rockbed.server.recent import RecentMaximum
 from rockbed.server.rules import rules_of
+from rockbed.server.seen import LatestLookups
 from rockbed.server.step_marks import StepMarks
 from rockbed.server.tier import Moved, Tier
 from rockbed.storage import hot_kernels as k
@@ -39,6 +40,7 @@ class Group:
         self.lock = GuardedLock()
         self.counters = Counters()
         self._counting = threading.Lock()
+        self.latest_lookups = LatestLookups()
         self.is_growing = False  # the last lookup found keys for which rows had to be made at once
         self.gradient_norm = RecentMaximum()
         self.host = host

@@ -35,6 +35,8 @@ def lookup(group: Group, keys: I64, out: F32, *, train: bool) -> None:
 
     def gather(rows: I64, missing: int) -> tuple[I64, int]:
         group.table.gather(rows, out)
+        if train and not missing:
+            group.latest_lookups.note(group.table, keys, rows)
         return rows, missing
 
     rows, missing = _with_rows(group, keys, now_ms, gather, train=train)

@@ -12,9 +12,10 @@ import numpy as np
 from rockbed.errors import DimMismatch, GradientNotFinite, InvalidConfig
 from rockbed.parallel import in_parts
 from rockbed.requests import STEP_MAX, Gradients
-from rockbed.server.bag_gradients import BagGradients, BagSums, FeatureGradients, Seen
+from rockbed.server.bag_gradients import BagGradients, BagSums, FeatureGradients
 from rockbed.server.fetched import Fetched
 from rockbed.server.group import Group
+from rockbed.server.seen import Seen
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import BagSection, Section
 from rockbed.types import F32, I64
@@ -154,35 +155,36 @@ def read_ahead(group: Group, keys: I64, seen: Seen | None = None) -> tuple[Fetch
     return group.fetch(absent), left
 
 
-def seen_of(given: Share) -> Seen | None:
+def seen_of(group: Group, given: Share) -> Seen | None:
     """Where the keys of a share were found lately."""
-    return given.seen if isinstance(given, BagGradients) else None
+    return given.seen if isinstance(given, BagGradients) else group.latest_lookups.take(given.keys)
 
 
-def _find(group: Group, given: Share) -> tuple[I64, int]:
-    seen = seen_of(given)
+def _find(group: Group, keys: I64, seen: Seen | None) -> tuple[I64, int]:
     if seen is None or not seen.holds(group.table):
-        return group.table.find(given.keys)
+        return group.table.find(keys)
     return seen.rows.copy(), 0
 
 
-def prepare(group: Group, given: Share, step: int, ahead: Fetched, left: int, now_ms: int) -> Prepared:
+def prepare(
+    group: Group, given: Share, step: int, seen: Seen | None, ahead: tuple[Fetched, int], now_ms: int
+) -> Prepared:
     """Find or create the row of each key, and sum the gradients of repeated keys. With the lock held.
 
-    step: what `validated` gave. ahead: rows read from disk after table.left was `left`.
+    step, seen, ahead: what `validated`, `seen_of` and `read_ahead` gave.
     Raises NeedSpace, GradientNotFinite; then nothing is created.
     """
     config, counters = group.config, group.counters
     if group.tier is not None:  # since the caller looked
         group.tier.empty()
     keys = given.keys
-    rows, missing = _find(group, given)
+    rows, missing = _find(group, keys, seen)
     created, before = _NONE, counted(group)
     try:
         missing += group.hide_padding(keys, rows)
         missing += group.expire(keys, rows, now_ms, restart=config.absent == "init")
         if missing:
-            rows, created = _place(group, keys, rows, ahead, left, now_ms)
+            rows, created = _place(group, keys, rows, *ahead, now_ms)
         prepared = (
             _combine_bags(group, given, rows) if isinstance(given, BagGradients) else _combine(group, given, rows)
         )

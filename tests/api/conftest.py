@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rockbed import PyStorage
-from rockbed.server import lookups
+from rockbed.server import lookups, seen
 from tests.api.helpers import QUIET, Clock, OpenStorage, Served
 
 
@@ -31,8 +31,9 @@ def open_storage(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[OpenStorage]:
     opened: list[PyStorage] = []
-    if request.param == "embedded":  # small lookups go both ways
+    if request.param == "embedded":  # so that small batches go every way
         monkeypatch.setattr(lookups, "_SHARED_KEYS", 0)
+        monkeypatch.setattr(seen, "_KEYS_LEAST", 1)
 
     def open_(name: str = "store", **options: Any) -> PyStorage:
         kind = PyStorage if request.param == "embedded" else Served

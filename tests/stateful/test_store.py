@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
+    Bundle,
     RuleBasedStateMachine,
     initialize,
     invariant,
@@ -23,6 +24,7 @@ from hypothesis.stateful import (
 
 from rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage
 from rockbed.reports import RowStatus
+from rockbed.server import seen
 from rockbed.types import F32, F64, I64
 from tests.crash_image import crash_image
 
@@ -66,6 +68,8 @@ class Row:
 
 
 class StoreAgainstDict(RuleBasedStateMachine):
+    looked_up: Any = Bundle("looked_up")  # keys, for a push some time later
+
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
@@ -114,12 +118,18 @@ class StoreAgainstDict(RuleBasedStateMachine):
 
     # --- what may happen ---
 
-    @rule(kind=st.sampled_from(GROUPS), keys=KEYS)
-    def lookup_for_training(self, kind: Kind, keys: list[int]) -> None:
-        for key in keys:
-            if self.alive(kind, key) is None:
-                self.model[kind.number, key] = Row(time=self.now)
-        self.compare(self.tables[kind.number], kind, keys)
+    @rule(kinds=st.sets(st.sampled_from(GROUPS), min_size=1), keys=KEYS, target=looked_up)
+    def lookup_for_training(self, kinds: set[Kind], keys: list[int]) -> list[int]:
+        for kind in kinds:
+            for key in keys:
+                if self.alive(kind, key) is None:
+                    self.model[kind.number, key] = Row(time=self.now)
+            self.compare(self.tables[kind.number], kind, keys)
+        return keys
+
+    @rule(kinds=st.sets(st.sampled_from(GROUPS), min_size=1), keys=looked_up, value=st.integers(-4, 4).map(float))
+    def push_to_what_was_looked_up(self, kinds: set[Kind], keys: list[int], value: float) -> None:
+        self.push_to(kinds, keys, [value + i % 3 for i in range(len(keys))], repeat=False)
 
     @rule(kind=st.sampled_from(GROUPS), keys=KEYS)
     def lookup_for_serving(self, kind: Kind, keys: list[int]) -> None:
@@ -128,6 +138,9 @@ class StoreAgainstDict(RuleBasedStateMachine):
     @rule(kinds=st.sets(st.sampled_from(GROUPS), min_size=1), keys=KEYS, grads=st.data(), repeat=st.booleans())
     def push(self, kinds: set[Kind], keys: list[int], grads: st.DataObject, repeat: bool) -> None:
         values = grads.draw(st.lists(st.integers(-4, 4).map(float), min_size=len(keys), max_size=len(keys)))
+        self.push_to(kinds, keys, values, repeat=repeat)
+
+    def push_to(self, kinds: set[Kind], keys: list[int], values: list[float], *, repeat: bool) -> None:
         ordered = sorted(kinds, key=lambda kind: kind.number)
         items: list[tuple[PyEmbedding, I64, F32]] = []
         for kind in ordered:
@@ -293,6 +306,11 @@ class StoreAgainstDict(RuleBasedStateMachine):
             assert self.storage.check().problems == []
             self.storage.close()
             shutil.rmtree(self.folder)
+
+
+@pytest.fixture(autouse=True)
+def remember_small_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seen, "_KEYS_LEAST", 1)
 
 
 def test_a_store_is_like_a_dict() -> None:

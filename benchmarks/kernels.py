@@ -2,8 +2,8 @@
 
 Each call works on 65,536 random, distinct rows of a slab of a million; the figure is the median of the calls. The rules
 take turns, so that a slow spell of the machine hits all of them. The last lines are, to compare with, a
-bare Adagrad loop that does not ask for rows ahead, the statistics of the gradients that every push makes, and a gather
-of as many bytes (np.take).
+bare Adagrad loop that does not ask for rows ahead, the search for the rows' keys and a bare one that does not ask ahead
+either, the statistics of the gradients that every push makes, and a gather of as many bytes (np.take).
 """
 
 import argparse
@@ -15,7 +15,9 @@ import numpy as np
 
 from rockbed.kernels import kernel
 from rockbed.optimizers import initializer_names, make_initializer, make_optimizer, optimizer_names
-from rockbed.storage.hot_kernels import squared_norms
+from rockbed.storage.hot_kernels import TOUCHED, squared_norms
+from rockbed.storage.index import find, find_one, insert_rows
+from rockbed.storage.memory import reserve
 from rockbed.types import F32, I64
 
 CAPACITY = 1_000_000
@@ -38,6 +40,13 @@ def adagrad_without_prefetch(data: F32, rows: I64, grads: F32, lr: np.float32, e
             m = data[r, d + j] + g * g
             data[r, d + j] = m
             data[r, j] -= lr * g / (np.sqrt(m) + eps)
+
+
+@kernel
+def find_without_prefetch(index: I64, keys: I64, rows: I64) -> None:
+    """rockbed.storage.index.find, with every entry met unprepared."""
+    for i in range(keys.shape[0]):
+        rows[i] = find_one(index, keys[i])
 
 
 def rates(calls: dict[str, Call], repeats: int) -> dict[str, float]:
@@ -80,9 +89,17 @@ def reference_calls(dim: int) -> dict[str, Call]:
     grads = rng.normal(size=(BATCH, dim)).astype(np.float32)
     out = np.empty((BATCH, 2 * dim), np.float32)
     lr, eps = np.float32(0.01), np.float32(1e-10)
+    index, flags, found = (
+        reserve((2 * CAPACITY, 2), np.int64),
+        reserve((CAPACITY,), np.uint8),
+        np.empty(BATCH, np.int64),
+    )
+    insert_rows(index, np.arange(CAPACITY), rng.permutation(CAPACITY))
     return {
         "adagrad": rule_call("adagrad", dim),
         "adagrad without prefetch": lambda rows: adagrad_without_prefetch(data, rows, grads, lr, eps),
+        "find": lambda keys: find(index, keys, flags, TOUCHED, found),
+        "find without prefetch": lambda keys: find_without_prefetch(index, keys, found),
         "squared_norms of gradients": lambda rows: squared_norms(grads),
         "np.take of the same rows": lambda rows: np.take(data, rows, axis=0, out=out, mode="clip"),
     }

@@ -166,6 +166,7 @@ def stamp(header: I64, flags: U8, rows: I64, now_ms: int, lsn: int, step: I64) -
     for i in range(n):
         if i + _AHEAD < n:
             prefetch(header, rows[i + _AHEAD] * _HEADER_BYTES)
+            prefetch(flags, rows[i + _AHEAD])
         r = rows[i]
         header[r, 1] = now_ms
         header[r, 2] += 1
@@ -308,7 +309,10 @@ def count_flags(flags: U8, high: int, mask: int) -> int:
 @kernel
 def fresh_rows(flags: U8, rows: I64, fresh: U8) -> None:
     """fresh[i] = 1 if rows[i] has seen no push, else 0. fresh: uint8[n]."""
-    for i in range(rows.shape[0]):
+    n = rows.shape[0]
+    for i in range(n):
+        if i + _AHEAD < n:
+            prefetch(flags, rows[i + _AHEAD])
         fresh[i] = 1 if flags[rows[i]] & FRESH else 0
 
 
@@ -342,7 +346,10 @@ def take_dirty(
     and all that are taken are.
     """
     found = 0
-    for i in range(rows.shape[0]):
+    n = rows.shape[0]
+    for i in range(n):
+        if i + _AHEAD < n:
+            prefetch(flags, rows[i + _AHEAD])
         state = flags[rows[i]]
         if state & (USED | DIRTY) == (USED | DIRTY):
             taken[found] = rows[i]

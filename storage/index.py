@@ -14,6 +14,8 @@ from rockbed.types import I64, U8, Bool
 
 ENTRY_BYTES = 16
 _AHEAD = 24  # keys between asking for a cache line and using it
+_LINE_BYTES = 64
+_RING = 32  # at least _AHEAD
 
 
 @inlined
@@ -25,15 +27,31 @@ def home(key: int, size: int) -> Any:
 @inlined
 def find_one(index: I64, key: int) -> Any:
     """The row of a key, or -1."""
+    return find_from(index, key, home(key, index.shape[0]))
+
+
+@inlined
+def find_from(index: I64, key: int, at: int) -> Any:
+    """The same, where the home of the key is known."""
     size = index.shape[0]
-    at = home(key, size)
-    while index[at, 1] != 0:
-        if index[at, 0] == key:
-            return index[at, 1] - 1
+    while index[at, 0] != key and index[at, 1] != 0:
         at += 1
         if at == size:
             at = 0
-    return -1
+    return index[at, 1] - 1
+
+
+@inlined
+def prefetch_entries(index: I64, at: int) -> None:
+    """Ask for the cache lines of entry number `at` and of those that a search looks at next."""
+    prefetch(index, at * ENTRY_BYTES)
+    prefetch(index, at * ENTRY_BYTES + _LINE_BYTES)  # one search in five goes on there, and would wait for it
+
+
+@inlined
+def _touch(flags: U8, row: int, touch: int) -> None:
+    if row >= 0 and flags[row] & touch != touch:  # written only where it changes: other cores read the line, too
+        flags[row] |= touch
 
 
 @kernel
@@ -41,16 +59,28 @@ def find(index: I64, keys: I64, flags: U8, touch: int, rows: I64) -> int:
     """rows[i] = row of keys[i] or -1, and flags[row] |= touch. keys, rows: int64[n]. -> how many were not found."""
     n = keys.shape[0]
     size = index.shape[0]
+    homes = np.empty(_RING, np.int64)
     missing = 0
+    for i in range(min(_AHEAD, n)):
+        at = home(keys[i], size)
+        homes[i] = at
+        prefetch_entries(index, at)
     for i in range(n):
+        start = homes[i % _RING]
         if i + _AHEAD < n:
-            prefetch(index, home(keys[i + _AHEAD], size) * ENTRY_BYTES)
-        row = find_one(index, keys[i])
+            at = home(keys[i + _AHEAD], size)
+            homes[(i + _AHEAD) % _RING] = at
+            prefetch_entries(index, at)
+        row = find_from(index, keys[i], start)
         rows[i] = row
         if row < 0:
             missing += 1
-        elif flags[row] & touch != touch:  # written only where it changes: other cores read the line, too
-            flags[row] |= touch
+        else:
+            prefetch(flags, row)
+        if i >= _AHEAD:
+            _touch(flags, rows[i - _AHEAD], touch)
+    for i in range(max(0, n - _AHEAD), n):
+        _touch(flags, rows[i], touch)
     return missing
 
 
@@ -100,7 +130,7 @@ def insert_rows(index: I64, keys: I64, rows: I64) -> None:
     size = index.shape[0]
     for i in range(n):
         if i + _AHEAD < n:
-            prefetch(index, home(keys[i + _AHEAD], size) * ENTRY_BYTES)
+            prefetch_entries(index, home(keys[i + _AHEAD], size))
         insert_one(index, keys[i], rows[i])
 
 
@@ -160,7 +190,7 @@ def insert_absent(index: I64, keys: I64, rows: I64, free: I64, free_count: int, 
     taken = 0
     for i in range(n):
         if i + _AHEAD < n and rows[i + _AHEAD] < 0:
-            prefetch(index, home(keys[i + _AHEAD], size) * ENTRY_BYTES)
+            prefetch_entries(index, home(keys[i + _AHEAD], size))
         if rows[i] >= 0:
             continue
         row = find_one(index, keys[i])

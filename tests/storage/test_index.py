@@ -87,3 +87,20 @@ def test_an_index_grows_again_and_again() -> None:
     assert ix.find(slots[:size], np.array(keys), flags, 0, rows) == 0
     np.testing.assert_array_equal(rows, np.arange(30_000))
     assert not slots[size:].any()
+
+
+@pytest.mark.parametrize("n", [0, 1, 23, 24, 25, 31, 32, 33, 200])
+def test_what_is_found_is_marked_and_nothing_else(n: int) -> None:
+    random = np.random.default_rng(n)
+    _, index = _index(400, 400)
+    known, before = np.arange(1_000, 1_300), random.integers(0, 256, 300).astype(np.uint8)
+    ix.insert_rows(index, known, np.arange(300))
+    keys = random.integers(900, 1_400, n)  # some twice, some that are not there
+    flags, rows = before.copy(), np.empty(n, np.int64)
+    missing = ix.find(index, keys, flags, 6, rows)
+    wanted = np.where((keys >= 1_000) & (keys < 1_300), keys - 1_000, -1)
+    np.testing.assert_array_equal(rows, wanted)
+    assert missing == (wanted < 0).sum()
+    marked = before.copy()
+    marked[wanted[wanted >= 0]] |= 6
+    np.testing.assert_array_equal(flags, marked)

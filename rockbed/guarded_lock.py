@@ -23,7 +23,7 @@ class GuardedLock:
     def __init__(self) -> None:
         self.unguarded = threading.RLock()  # whoever has the lock alone has this one, too
         self.shared = _Shared(self)
-        self.is_brief = False  # for whoever has or shares it to set and to take back: held for much less than _SPIN_S
+        self.is_brief = False  # for whoever has or shares it to set and to take back: held for no longer than _SPIN_S
         self.favours_sharing = False  # for whoever shares it in many short turns: who can share it should, meanwhile
         self._depth = 0  # how often the thread that has it has taken it
         self._is_claimed = False  # a thread has it alone, or waits for those who share it to leave

@@ -320,7 +320,10 @@ def fresh_rows(flags: U8, rows: I64, fresh: U8) -> None:
 def change_flags(flags: U8, rows: I64, clear: int, put: int) -> None:
     """flags[row] = (flags[row] & ~clear) | put, for rows >= 0."""
     keep = ~np.uint8(clear)
-    for i in range(rows.shape[0]):
+    n = rows.shape[0]
+    for i in range(n):
+        if i + _AHEAD < n and rows[i + _AHEAD] >= 0:
+            prefetch(flags, rows[i + _AHEAD])
         if rows[i] >= 0:
             flags[rows[i]] = (flags[rows[i]] & keep) | np.uint8(put)
 

@@ -207,6 +207,31 @@ def test_small_lookups_go_on_while_rows_are_copied_and_pushes_do_not(
     assert_sound(storage)
 
 
+def test_lookups_go_on_while_the_marks_of_what_was_written_are_taken_off(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage()
+    rows = embedding(storage)
+    rows.apply_gradients(keys_of(1, 2), ones(2))
+    rows.lookup(keys_of(1, 2))
+    change, found = hot_kernels.change_flags, list[F32]()
+
+    def beside(flags: U8, at: I64, clear: int, put: int) -> None:
+        if clear == hot_kernels.WRITING:
+            lookup = threading.Thread(target=lambda: found.append(rows.lookup(keys_of(1, 2))))
+            lookup.start()
+            lookup.join(20)
+            assert len(found) == 1
+        change(flags, at, clear, put)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hot_kernels, "change_flags", beside)
+        storage.flush()
+    np.testing.assert_array_equal(found, [ones(2, value=-0.5)])
+    assert storage.stats()["dirty_rows"] == 0
+    assert_sound(storage)
+
+
 def test_a_piece_is_brief_by_its_bytes(open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = open_storage()
     wide = embedding(storage, 1_024)

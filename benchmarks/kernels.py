@@ -3,7 +3,8 @@
 Each call works on 65,536 random, distinct rows of a slab of a million; the figure is the median of the calls. The rules
 take turns, so that a slow spell of the machine hits all of them. The last lines are, to compare with, a
 bare Adagrad loop that does not ask for rows ahead, the search for the rows' keys and a bare one that does not ask ahead
-either, the statistics of the gradients that every push makes, and a gather of as many bytes (np.take).
+either, the gather of the weights and one that asks for rows at some distances, the statistics of the gradients that
+every push makes, and a gather of as many bytes as Adagrad reads (np.take).
 """
 
 import argparse
@@ -15,7 +16,7 @@ import numpy as np
 
 from rockbed.kernels import kernel
 from rockbed.optimizers import initializer_names, make_initializer, make_optimizer, optimizer_names
-from rockbed.storage.hot_kernels import TOUCHED, squared_norms
+from rockbed.storage.hot_kernels import TOUCHED, gather, prefetch_weights, squared_norms
 from rockbed.storage.index import find, find_one, insert_rows
 from rockbed.storage.memory import reserve
 from rockbed.types import F32, I64
@@ -24,6 +25,7 @@ CAPACITY = 1_000_000
 BATCH = 65_536
 REPEATS = 9
 SEED = 1
+DISTANCES = 8, 24, 64, 128  # rows ahead
 
 Call = Callable[[I64], object]
 
@@ -47,6 +49,18 @@ def find_without_prefetch(index: I64, keys: I64, rows: I64) -> None:
     """rockbed.storage.index.find, with every entry met unprepared."""
     for i in range(keys.shape[0]):
         rows[i] = find_one(index, keys[i])
+
+
+@kernel
+def gather_ahead(data: F32, rows: I64, dim: int, out: F32, ahead: int) -> None:
+    """rockbed.storage.hot_kernels.gather, asking for rows at a given distance."""
+    n = rows.shape[0]
+    for i in range(n):
+        if i + ahead < n:
+            prefetch_weights(data, rows[i + ahead], dim)
+        r = rows[i]
+        for j in range(dim):
+            out[i, j] = data[r, j]
 
 
 def rates(calls: dict[str, Call], repeats: int) -> dict[str, float]:
@@ -83,11 +97,15 @@ def initializer_call(name: str, dim: int) -> Call:
     return lambda rows: initializer.fill(data, rows, rows, dim, SEED, 0)
 
 
+def gather_call(data: F32, out: F32, ahead: int) -> Call:
+    return lambda rows: gather_ahead(data, rows, out.shape[1], out, ahead)
+
+
 def reference_calls(dim: int) -> dict[str, Call]:
     rng = np.random.default_rng(SEED)
     data = np.full((CAPACITY, 2 * dim), 0.1, np.float32)
     grads = rng.normal(size=(BATCH, dim)).astype(np.float32)
-    out = np.empty((BATCH, 2 * dim), np.float32)
+    out, weights = np.empty((BATCH, 2 * dim), np.float32), np.empty((BATCH, dim), np.float32)
     lr, eps = np.float32(0.01), np.float32(1e-10)
     index, flags, found = (
         reserve((2 * CAPACITY, 2), np.int64),
@@ -100,6 +118,8 @@ def reference_calls(dim: int) -> dict[str, Call]:
         "adagrad without prefetch": lambda rows: adagrad_without_prefetch(data, rows, grads, lr, eps),
         "find": lambda keys: find(index, keys, flags, TOUCHED, found),
         "find without prefetch": lambda keys: find_without_prefetch(index, keys, found),
+        "gather": lambda rows: gather(data, rows, dim, weights),
+        **{f"gather, {ahead} rows ahead": gather_call(data, weights, ahead) for ahead in DISTANCES},
         "squared_norms of gradients": lambda rows: squared_norms(grads),
         "np.take of the same rows": lambda rows: np.take(data, rows, axis=0, out=out, mode="clip"),
     }

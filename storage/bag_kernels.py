@@ -13,7 +13,7 @@ from rockbed.storage.hot_kernels import prefetch_floats, prefetch_weights
 from rockbed.types import F32, I32, I64, U32
 
 SUM, MEAN, SQRTN = 0, 1, 2
-_AHEAD = 24
+_AHEAD = 64  # as in hot_kernels
 _CACHED = 1 << 18  # gradients that are likely in the cache: to ask for those ahead would only cost time
 
 

@@ -16,7 +16,7 @@ WRITING = 8  # copied for a write-back that has not reached rows/ yet
 FRESH = 16  # no push since its initial value
 PINNED = 32  # part of the batch for whose rows room is made: not to be evicted
 
-_AHEAD = 24
+_AHEAD = 64  # rows: what is asked for takes as long as 50 of them to come (`python -m benchmarks.kernels`)
 _HEADER_BYTES = 32
 _MARK_BYTES = 4
 

@@ -13,9 +13,9 @@ from rockbed.kernels import inlined, kernel, mix64, prefetch
 from rockbed.types import I64, U8, Bool
 
 ENTRY_BYTES = 16
-_AHEAD = 24  # keys between asking for a cache line and using it
+_AHEAD = 48  # keys between asking for a cache line and using it
 _LINE_BYTES = 64
-_RING = 32  # at least _AHEAD
+_RING = 64  # at least _AHEAD
 
 
 @inlined

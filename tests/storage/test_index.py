@@ -89,7 +89,7 @@ def test_an_index_grows_again_and_again() -> None:
     assert not slots[size:].any()
 
 
-@pytest.mark.parametrize("n", [0, 1, 23, 24, 25, 31, 32, 33, 200])
+@pytest.mark.parametrize("n", [0, 1, *(size + more for size in (ix._AHEAD, ix._RING) for more in (-1, 0, 1)), 200])
 def test_what_is_found_is_marked_and_nothing_else(n: int) -> None:
     random = np.random.default_rng(n)
     _, index = _index(400, 400)

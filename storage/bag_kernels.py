@@ -9,11 +9,10 @@ import math
 import numpy as np
 
 from rockbed.kernels import inlined, kernel
-from rockbed.storage.hot_kernels import prefetch_floats, prefetch_weights
+from rockbed.storage.hot_kernels import prefetch_floats, prefetch_weights, rows_ahead
 from rockbed.types import F32, I32, I64, U32
 
 SUM, MEAN, SQRTN = 0, 1, 2
-_AHEAD = 64  # as in hot_kernels
 _CACHED = 1 << 18  # gradients that are likely in the cache: to ask for those ahead would only cost time
 
 
@@ -96,14 +95,15 @@ def pool_rows(
     last = offsets[high]
     d = np.uint64(dim)
     start = np.uint64(column)
+    ahead = rows_ahead(dim)
     for b in range(low, high):
-        if b + _AHEAD < high:
-            prefetch_floats(out, (b + _AHEAD) * out.shape[1] + column, dim)
+        if b + ahead < high:
+            prefetch_floats(out, (b + ahead) * out.shape[1] + column, dim)
         for j in range(d):
             out[b, start + j] = 0
         for i in range(offsets[b], offsets[b + 1]):
-            if i + _AHEAD < last and rows[i + _AHEAD] >= 0:
-                prefetch_weights(data, rows[i + _AHEAD], dim)
+            if i + ahead < last and rows[i + ahead] >= 0:
+                prefetch_weights(data, rows[i + ahead], dim)
             if rows[i] >= 0:
                 r = np.uint64(rows[i])
                 for j in range(d):
@@ -154,12 +154,13 @@ def pool(
     last = offsets[high]
     d = np.uint64(dim)
     start = np.uint64(column)
+    ahead = rows_ahead(dim)
     for b in range(low, high):
         for j in range(d):
             out[b, start + j] = 0
         for i in range(offsets[b], offsets[b + 1]):
-            if i + _AHEAD < last and rows[i + _AHEAD] >= 0:
-                prefetch_weights(data, rows[i + _AHEAD], dim)
+            if i + ahead < last and rows[i + ahead] >= 0:
+                prefetch_weights(data, rows[i + ahead], dim)
             r = rows[i]
             if r == -1:
                 continue
@@ -291,9 +292,10 @@ def sum_bags(
     plain = weights.shape[0] == 0 and scale.shape[0] == 0
     part = np.empty(sums.shape[1], np.float32)
     far = source.shape[0] > _CACHED
+    ahead = rows_ahead(sums.shape[1])
     for u in range(low, high):
-        if far and u + _AHEAD < high:
-            prefetch_floats(source, at[bag[order[starts[u + _AHEAD]]]], sums.shape[1])
+        if far and u + ahead < high:
+            prefetch_floats(source, at[bag[order[starts[u + ahead]]]], sums.shape[1])
         to = np.uint64(u - low)
         if limits.shape[0] == 0 and plain:
             start = np.uint64(at[bag[order[starts[u]]]])

@@ -17,6 +17,8 @@ FRESH = 16  # no push since its initial value
 PINNED = 32  # part of the batch for whose rows room is made: not to be evicted
 
 _AHEAD = 64  # rows: what is asked for takes as long as 50 of them to come (`python -m benchmarks.kernels`)
+_AHEAD_LEAST = 16
+_FLOATS_AHEAD = 2560  # of rows: a core has room for so many lines that are on their way
 _HEADER_BYTES = 32
 _MARK_BYTES = 4
 
@@ -35,13 +37,20 @@ def prefetch_weights(data: F32, row: int, dim: int) -> None:
     prefetch_floats(data, row * data.shape[1], dim)
 
 
+@inlined
+def rows_ahead(dim: int) -> Any:
+    """How many rows of `dim` values are asked for before their turn."""
+    return max(_AHEAD_LEAST, min(_AHEAD, _FLOATS_AHEAD // max(dim, 1)))
+
+
 @kernel
 def gather(data: F32, rows: I64, dim: int, out: F32) -> None:
     """out[i] = data[rows[i], :dim], or zeros where rows[i] < 0. out: float32[n, dim]."""
     n = rows.shape[0]
+    ahead = rows_ahead(dim)
     for i in range(n):
-        if i + _AHEAD < n and rows[i + _AHEAD] >= 0:
-            prefetch_weights(data, rows[i + _AHEAD], dim)
+        if i + ahead < n and rows[i + ahead] >= 0:
+            prefetch_weights(data, rows[i + ahead], dim)
         r = rows[i]
         if r < 0:
             for j in range(dim):

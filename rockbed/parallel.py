@@ -83,6 +83,11 @@ def _threads_for(me: int) -> int:
     return min(THREADS, max(THREADS, _CORES) - others)
 
 
+def core_to_spare() -> bool:
+    """Whether there is a core for a second thread, beside those that are at work."""
+    return not _shares() and _threads_for(threading.get_ident()) > 1
+
+
 def side_by_side(calls: Sequence[Callable[[], object]]) -> None:
     """Make calls in threads of their own, one of them here. They must not depend on each other.
 

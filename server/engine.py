@@ -207,6 +207,7 @@ class Engine:
             above.read_ahead()
         now_ms = self.now_ms()
         prepared: list[push.Prepared | DevicePrepared] = []
+        combine: list[tuple[int, Callable[[], None]]] = []
         done = False
         with Uninterrupted(), ExitStack() as locks:
             for group, _, _ in parts:
@@ -216,7 +217,10 @@ class Engine:
                 return False
             try:
                 for (group, item, step), at, read in zip(in_memory, seen, ahead, strict=True):
-                    prepared.append(push.prepare(group, item, step, at, read, now_ms))
+                    mine = push.prepare(group, item, step, at, read, now_ms)
+                    prepared.append(mine)
+                    combine.append((item.keys.size, partial(mine.combine, item)))
+                spread(combine)
                 if above is not None:
                     prepared += above.prepare(now_ms)
                 touched = [p for p in prepared if p.rows.size]

@@ -1,4 +1,5 @@
-"""A push, in the two halves between which the journal is written: `prepare` can fail and undo, `apply` cannot fail.
+"""A push, in the two halves between which the journal is written: `prepare` and `combine` can fail and be undone,
+`apply` cannot fail.
 
 `replaying` does the same from a journal entry.
 """
@@ -22,6 +23,8 @@ from rockbed.types import F32, I64
 
 _COUNTERS = ("push_keys", "skipped_absent", "skipped_unadmitted", "skipped_not_finite")  # changed by pushes only
 _NONE: I64 = np.empty(0, np.int64)
+_NO_GRADIENTS: F32 = np.empty((0, 0), np.float32)
+_Combined = tuple[I64, I64, F32 | BagSums]
 _BLOCK_BYTES = 1 << 19  # of gradients that are summed and used before they leave the cache
 
 Share = Gradients | BagGradients
@@ -40,7 +43,11 @@ def validated(group: Group, given: Share | FeatureGradients) -> int:
                 f"group {group.number} stores rows of dim {dim}, the gradients have shape {given.grads.shape} for "
                 f"{given.keys.size} keys: send float32[{given.keys.size}, {dim}] (dim is fixed when a group is created)"
             )
-        must_be_finite(group, given.keys, given.grads)
+        problem = _not_finite(group, given.keys, given.grads)
+        if problem is not None:
+            with group.lock:
+                group.counters.rejected_not_finite += 1
+            raise problem
     elif given.dim != dim:  # the gradients were laid out for a group that was dropped since
         raise DimMismatch(
             f"group {group.number} stores rows of dim {dim}, the gradients are of dim {given.dim}: the group was "
@@ -64,18 +71,26 @@ def _step(group: Group, step: int | None) -> int:
 
 
 def must_be_finite(group: Group, keys: I64, grads: F32) -> None:
-    """Raise GradientNotFinite if the group rejects such gradients and there is one. grads: float32[n, dim]."""
-    if group.config.not_finite == "reject":
-        bad = group.not_padding(keys, not_finite_rows(grads))
-        if bad.size:
-            with group.lock:
-                group.counters.rejected_not_finite += 1
-            row = grads[bad[0]]
-            raise GradientNotFinite(
-                f"group {group.number}: {bad.size} of {len(keys)} gradients hold NaN or Inf, the first for key "
-                f"{keys[bad[0]]} ({row[~np.isfinite(row)][0]}). Nothing was applied; mend the loss, or open the group "
-                "with not_finite='skip_row'"
-            )
+    """Raise GradientNotFinite if the group rejects such gradients and there is one. grads: float32[n, dim]. With the
+    lock held, by this thread or for it."""
+    problem = _not_finite(group, keys, grads)
+    if problem is not None:
+        group.counters.rejected_not_finite += 1
+        raise problem
+
+
+def _not_finite(group: Group, keys: I64, grads: F32) -> GradientNotFinite | None:
+    if group.config.not_finite != "reject":
+        return None
+    bad = group.not_padding(keys, not_finite_rows(grads))
+    if not bad.size:
+        return None
+    row = grads[bad[0]]
+    return GradientNotFinite(
+        f"group {group.number}: {bad.size} of {len(keys)} gradients hold NaN or Inf, the first for key {keys[bad[0]]} "
+        f"({row[~np.isfinite(row)][0]}). Nothing was applied; mend the loss, or open the group with "
+        "not_finite='skip_row'"
+    )
 
 
 def not_finite_rows(grads: F32) -> I64:
@@ -93,8 +108,8 @@ def not_finite_rows(grads: F32) -> I64:
 class Prepared:
     """A group's share of a push, validated, with its rows in memory: they stay there while the group's lock is held.
 
-    rows: int64[m], distinct unless `sequential`; grads: float32[m, dim], or still to be summed; created: rows made for
-    the push; step: the global one, or -1; counted: counters as they were before.
+    rows: int64[m], distinct unless `sequential`; grads: float32[m, dim], or still to be summed: as `combine` leaves
+    them. created: rows made for the push; step: the global one, or -1; counted: counters as they were before.
     """
 
     group: Group
@@ -104,6 +119,18 @@ class Prepared:
     created: I64
     step: int = -1
     counted: dict[str, int] = field(default_factory=dict)
+
+    def combine(self, given: Share) -> None:
+        """Bring the gradients of each row together. With the lock held, if need be by a thread that waits for this one.
+
+        Raises GradientNotFinite.
+        """
+        combined = (
+            _combine_bags(self.group, given, self.rows)
+            if isinstance(given, BagGradients)
+            else _combine(self.group, given, self.rows)
+        )
+        self.rows, self.keys, self.grads = combined
 
     def section(self) -> Section | BagSection:
         """What the journal says about it."""
@@ -169,10 +196,9 @@ def _find(group: Group, keys: I64, seen: Seen | None) -> tuple[I64, int]:
 def prepare(
     group: Group, given: Share, step: int, seen: Seen | None, ahead: tuple[Fetched, int], now_ms: int
 ) -> Prepared:
-    """Find or create the row of each key, and sum the gradients of repeated keys. With the lock held.
+    """Find or create the row of each key: `combine` comes next. With the lock held.
 
-    step, seen, ahead: what `validated`, `seen_of` and `read_ahead` gave.
-    Raises NeedSpace, GradientNotFinite; then nothing is created.
+    step, seen, ahead: what `validated`, `seen_of` and `read_ahead` gave. Raises NeedSpace; then nothing is created.
     """
     config, counters = group.config, group.counters
     if group.tier is not None:  # since the caller looked
@@ -180,20 +206,12 @@ def prepare(
     keys = given.keys
     rows, missing = _find(group, keys, seen)
     created, before = _NONE, counted(group)
-    try:
-        missing += group.hide_padding(keys, rows)
-        missing += group.expire(keys, rows, now_ms, restart=config.absent == "init")
-        if missing:
-            rows, created = _place(group, keys, rows, *ahead, now_ms)
-        prepared = (
-            _combine_bags(group, given, rows) if isinstance(given, BagGradients) else _combine(group, given, rows)
-        )
-        prepared.created, prepared.counted, prepared.step = created, before, step
-    except BaseException:
-        Prepared(group, rows, keys, np.empty((0, 0), np.float32), created, counted=before).release(undo=True)
-        raise
+    missing += group.hide_padding(keys, rows)
+    missing += group.expire(keys, rows, now_ms, restart=config.absent == "init")
+    if missing:
+        rows, created = _place(group, keys, rows, *ahead, now_ms)
     counters.push_keys += keys.size
-    return prepared
+    return Prepared(group, rows, keys, _NO_GRADIENTS, created, step, before)
 
 
 def _place(group: Group, keys: I64, rows: I64, ahead: Fetched, left: int, now_ms: int) -> tuple[I64, I64]:
@@ -216,7 +234,7 @@ def _place(group: Group, keys: I64, rows: I64, ahead: Fetched, left: int, now_ms
     return rows, placed[made]
 
 
-def _combine(group: Group, given: Gradients, rows: I64) -> Prepared:
+def _combine(group: Group, given: Gradients, rows: I64) -> _Combined:
     if group.config.duplicates == "sequential":
         return _in_turn(group, given.keys, rows, given.grads, owned=given.owned)
     first, inverse = np.empty(rows.size, np.int64), np.empty(rows.size, np.int64)
@@ -231,7 +249,7 @@ def _combine(group: Group, given: Gradients, rows: I64) -> Prepared:
     return _summed(group, rows[first[:count]], given.keys[first[:count]], sums, finite=all(finite))
 
 
-def _combine_bags(group: Group, given: BagGradients, rows: I64) -> Prepared:
+def _combine_bags(group: Group, given: BagGradients, rows: I64) -> _Combined:
     data = group.table.data
     if group.config.duplicates == "sequential":
         keys, grads = given.keys.copy(), given.per_key(data, rows)
@@ -242,11 +260,11 @@ def _combine_bags(group: Group, given: BagGradients, rows: I64) -> Prepared:
     keys, rows = given.keys[first[:count]], rows[first[:count]]
     sums = given.by_row(inverse, count)
     if (for_journal := sums.for_journal()) is not None:
-        return Prepared(group, rows, keys, for_journal, _NONE)
+        return rows, keys, for_journal
     return _summed(group, rows, keys, sums.all(data, rows), finite=False)
 
 
-def _in_turn(group: Group, keys: I64, rows: I64, grads: F32, *, owned: bool) -> Prepared:
+def _in_turn(group: Group, keys: I64, rows: I64, grads: F32, *, owned: bool) -> _Combined:
     keep = rows >= 0
     if group.config.not_finite == "skip_row":
         bad = not_finite_rows(grads)
@@ -256,10 +274,10 @@ def _in_turn(group: Group, keys: I64, rows: I64, grads: F32, *, owned: bool) -> 
         rows, keys, grads = rows[keep], keys[keep], grads[keep]
     elif not owned:
         keys, grads = keys.copy(), grads.copy()
-    return Prepared(group, rows, keys, grads, _NONE)
+    return rows, keys, grads
 
 
-def _summed(group: Group, rows: I64, keys: I64, grads: F32, *, finite: bool) -> Prepared:
+def _summed(group: Group, rows: I64, keys: I64, grads: F32, *, finite: bool) -> _Combined:
     # finite: whether what was added up surely is
     if not finite:
         must_be_finite(group, keys, grads)  # finite gradients can have an infinite sum
@@ -270,7 +288,7 @@ def _summed(group: Group, rows: I64, keys: I64, grads: F32, *, finite: bool) -> 
             good = np.ones(rows.size, np.bool_)
             good[bad] = False
             rows, keys, grads = rows[good], keys[good], grads[good]
-    return Prepared(group, rows, keys, grads, _NONE)
+    return rows, keys, grads
 
 
 # --- after the journal ---

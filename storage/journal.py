@@ -14,13 +14,23 @@ from typing import Any
 from rockbed.errors import StorageClosed, StorageFailed
 from rockbed.guarded_lock import GuardedLock
 from rockbed.interrupts import Uninterrupted
+from rockbed.parallel import core_to_spare, side_by_side
 from rockbed.storage.digest import digest
 from rockbed.storage.files import os_errors, sync_path
-from rockbed.storage.segment import FILE_BYTES, entry_head, file_header, seal, segment_files
+from rockbed.storage.segment import (
+    FILE_BYTES,
+    HEAD_BYTES,
+    SEAL_BYTES,
+    entry_head,
+    file_header,
+    seal,
+    segment_files,
+)
 
 _IOV_MAX = 512
+_LARGE_BYTES = 1 << 20  # of a payload whose digest is worth a thread of its own
 SEGMENT_BYTES = 64 << 20
-BYTES_MAX = 1 << 30
+BYTES_MAX = 2 << 30
 
 
 class Journal:
@@ -107,7 +117,8 @@ class Journal:
         Raises StorageFull, StorePermission, StorageFailed: then the entry is not in the journal and nothing changed.
         """
         size = sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts)
-        payload_digest = digest(parts)
+        beside = size >= _LARGE_BYTES and core_to_spare()
+        payload_digest = 0 if beside else digest(parts)
         with self._lock:
             if self._broken:
                 raise StorageFailed(self._broken)
@@ -116,11 +127,15 @@ class Journal:
             if self._offset >= self._segment_bytes:
                 self._new_segment()
             lsn = self.last_lsn + 1
-            head = entry_head(kind, lsn, time_ms, size, payload_digest, self._synced_lsn)
-            buffers = [head, *parts, seal(lsn)]
+            written = HEAD_BYTES + size + SEAL_BYTES
             try:
                 with os_errors(f"appending {size} bytes to the journal in {self._directory}"):
-                    written = self._write(buffers)
+                    if beside:
+                        payload_digest = self._write_payload(parts)
+                    head = entry_head(kind, lsn, time_ms, size, payload_digest, self._synced_lsn)
+                    self._write([head] if beside else [head, *parts, seal(lsn)], self._offset)
+                    if beside:  # the seal says that the entry was written whole
+                        self._write([seal(lsn)], self._offset + written - SEAL_BYTES)
                     if self._fsync_always:
                         os.fdatasync(self._handle)
             except BaseException:  # the rest of a longer entry must not stay behind a shorter one
@@ -134,17 +149,22 @@ class Journal:
                 self._synced_lsn = lsn
             return lsn
 
-    def _write(self, buffers: list[Any]) -> int:
-        total = 0
+    def _write_payload(self, parts: Sequence[Any]) -> int:
+        """Write what comes between head and seal; its digest, which another thread makes meanwhile."""
+        digests: list[int] = []
+        at = self._offset + HEAD_BYTES
+        side_by_side([lambda: self._write(parts, at), lambda: digests.append(digest(parts))])
+        return digests[0]
+
+    def _write(self, buffers: Sequence[Any], at: int) -> None:
         pending = [memoryview(b).cast("B") for b in buffers if len(b)]
         while pending:
-            done = os.pwritev(self._handle, pending[:_IOV_MAX], self._offset + total)
-            total += done
+            done = os.pwritev(self._handle, pending[:_IOV_MAX], at)
+            at += done
             while pending and done >= len(pending[0]):
                 done -= len(pending.pop(0))
             if done:
                 pending[0] = pending[0][done:]
-        return total
 
     def _take_back(self) -> None:
         # a half-written entry must not precede the next one

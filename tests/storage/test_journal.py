@@ -21,6 +21,14 @@ def _journal(directory: Path, last: int = 0, **options: Any) -> Journal:
     return journal
 
 
+@pytest.fixture(params=[False, True], ids=["digest first", "digest meanwhile"])
+def when(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to write an entry: its digest is made before, or while the payload is written, as that of a large one
+    where a core is to spare."""
+    monkeypatch.setattr("rockbed.storage.journal._LARGE_BYTES", 0)
+    monkeypatch.setattr("rockbed.storage.journal.core_to_spare", lambda: request.param)
+
+
 def _payload(n: int) -> list[Any]:
     return [n.to_bytes(8, "little"), np.arange(n, dtype=np.int64), np.full((n, 2), n, np.float32)]
 
@@ -37,6 +45,7 @@ def _read(directory: Path) -> list[Entry]:
     ]
 
 
+@pytest.mark.usefixtures("when")
 def test_entries_come_back_in_order_with_their_numbers(tmp_path: Path) -> None:
     journal = _journal(tmp_path / "j", last=41)
     assert [journal.append(Kind.PUSH, 1_000 + n, _payload(n)) for n in range(5)] == [42, 43, 44, 45, 46]
@@ -47,6 +56,7 @@ def test_entries_come_back_in_order_with_their_numbers(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.usefixtures("when")
 def test_golden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rockbed.storage.segment.boot_id", lambda: bytes(range(16)))
     journal = _journal(tmp_path / "j", last=41)
@@ -140,6 +150,7 @@ def test_a_newer_format_is_told_apart_from_damage(tmp_path: Path) -> None:
         _lsns(path)
 
 
+@pytest.mark.usefixtures("when")
 def test_a_write_that_fails_half_way_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = _journal(tmp_path / "j")
     journal.append(Kind.PUSH, 0, _payload(4))
@@ -179,6 +190,7 @@ def test_a_failed_write_that_cannot_be_taken_back_stops_the_journal(
     journal.close()
 
 
+@pytest.mark.usefixtures("when")
 def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pwritev
     journal = _journal(tmp_path / "j")
@@ -186,6 +198,64 @@ def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     journal.append(Kind.PUSH, 0, _payload(50))
     journal.close()
     assert [bytes(e.payload) for e in _read(tmp_path / "j")] == [_flat(_payload(50))]
+
+
+@pytest.mark.usefixtures("when")
+def test_an_entry_is_there_whole_or_not_at_all_whenever_the_process_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = _journal(tmp_path / "j")
+    for n in range(3):
+        journal.append(Kind.PUSH, n, _payload(30))
+    journal.trim(3)
+    journal.append(Kind.PUSH, 3, _payload(5))
+    journal.rotate()  # to the file of the first entries, which are still in it
+    assert segment_files(tmp_path / "j")[-1][1].stat().st_size > 1_000
+    whole = [(4, _flat(_payload(5))), (5, _flat(_payload(40)))]
+    real, seen = os.pwritev, []
+
+    def write_a_little(handle: int, buffers: Any, offset: int) -> int:
+        done = real(handle, [buffers[0][:24]], offset)
+        seen.append([(entry.lsn, bytes(entry.payload)) for entry in _read(tmp_path / "j")])
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", write_a_little)
+        journal.append(Kind.PUSH, 4, _payload(40))
+    assert len(seen) > 20
+    assert seen[0] == whole[:1]
+    assert all(each in (whole[:1], whole) for each in seen)
+    assert seen[-1] == whole
+    journal.close()
+
+
+@pytest.mark.usefixtures("when")
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_write_that_fails_at_any_step_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    journal = _journal(tmp_path / "j")
+    journal.append(Kind.PUSH, 0, _payload(4))
+    real, steps = os.pwritev, []
+
+    def fail_at_the_step(handle: int, buffers: Any, offset: int) -> int:
+        steps.append(offset)
+        if len(steps) == step:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(handle, buffers, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", fail_at_the_step)
+        try:
+            journal.append(Kind.PUSH, 1, _payload(4))
+        except StorageFailed:
+            assert len(steps) == step
+        else:
+            assert len(steps) < step  # it takes one write where the digest is made before
+    journal.append(Kind.PUSH, 2, _payload(3))
+    journal.close()
+    times = [0, 2] if len(steps) == step else [0, 1, 2]
+    assert [(entry.lsn, entry.time_ms) for entry in _read(tmp_path / "j")] == list(enumerate(times, 1))
 
 
 @pytest.mark.parametrize(("fsync", "before", "after"), [("always", 3, 3), ("interval", 0, 1), ("never", 0, 1)])

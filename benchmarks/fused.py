@@ -2,7 +2,9 @@
 
 26 features of a table each, 2,048 samples, 1 and 20 ids a bag, summed; uniform ids. Rockbed's tables are filled first,
 stay in memory, and every push is durable. FBGEMM (CPU) has dense tables in memory, and row numbers instead of ids.
-One process at a time works, the others are stopped; contenders take turns in every round.
+One process at a time works, the others are stopped; contenders take turns in every round, which begins when all that
+the train steps of the last one have put off (write-back, compaction) is done. Train steps go on for longer than
+lookups, and their mean counts, so that what they put off comes due in their own time.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from pathlib import Path
 from benchmarks.environments import Unavailable, python_for
 from benchmarks.processes import ContenderFailed, Worker
 
+TRAIN_TIMES = 4  # as long as lookups
 FEATURES, SAMPLES, ROWS = 26, 2048, 40_000  # ROWS: of each table
 
 
@@ -47,7 +50,8 @@ SERVED = ("fused", "unfused", "together")
 
 @dataclass(frozen=True)
 class Figure:
-    """Seconds of a call: the median of each round. bytes: that travelled for a call, where it went over the wire."""
+    """Seconds of a call, of each round: the median of lookups, the mean of train steps. bytes: that travelled for a
+    call, where it went over the wire."""
 
     case: Case
     what: str
@@ -64,7 +68,7 @@ def main() -> None:
     """Measure, print and write the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fused", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a contender in a round (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a contender's lookups in a round (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="one case, two rounds")
     parser.add_argument("--output", type=Path, help="write the tables there, too: docs/benchmarks/fused.md")
     options = parser.parse_args()
@@ -96,13 +100,16 @@ def _measured(case: Case, rounds: int, seconds: float, folder: Path) -> Iterator
         here = [(who, name) for who, name in CONTENDERS.items() if name in workers]
         measured: dict[tuple[str, str], list[float]] = {}
         for _ in range(rounds):
+            for worker in workers.values():  # or lookups would pay for the train steps of the round before
+                worker.ask({"do": "settle"})
             for what in LOCAL:
                 for who, name in here:
-                    answer = workers[name].ask({"do": what, "how": who, "seconds": seconds})
-                    measured.setdefault((what, who), []).append(answer["median"])
+                    taking = seconds * (TRAIN_TIMES if what == "train" else 1)
+                    answer = workers[name].ask({"do": what, "how": who, "seconds": taking})
+                    measured.setdefault((what, who), []).append(answer["taken"])
             for who in SERVED:
-                answer = workers["rockbed"].ask({"do": "served", "how": who, "seconds": seconds})
-                measured.setdefault(("served", who), []).append(answer["median"])
+                answer = workers["rockbed"].ask({"do": "served", "how": who, "seconds": seconds * TRAIN_TIMES / 2})
+                measured.setdefault(("served", who), []).append(answer["taken"])
         travelled = {who: workers["rockbed"].ask({"do": "bytes", "how": who})["bytes"] for who in SERVED}
         for (what, who), taken in measured.items():
             yield Figure(case, what, who, taken, travelled[who] if what == "served" else 0)
@@ -123,9 +130,9 @@ def _document(figures: list[Figure], rounds: int, took_s: float) -> str:
         f"{took_s / 60:.0f} minutes. {platform.machine()}, {_cores()} cores, Python {platform.python_version()}.",
         "",
         f"{FEATURES} features x {SAMPLES:,} samples, {ROWS:,} rows a table, uniform ids, summed. Times are those of "
-        "one call for the whole batch, in ms, the median of the rounds' medians; ratios are the median of the rounds' "
-        "ratios, lowest and highest round behind them. `unfused` is one lookup, one sum over bags in numpy and one "
-        "push for each feature.",
+        "one call for the whole batch, in ms: of each round the median of lookups and the mean of train steps, and of "
+        "the rounds the median; ratios are the median of the rounds' ratios, lowest and highest round behind them. "
+        "`unfused` is one lookup, one sum over bags in numpy and one push for each feature.",
         "",
     ]
     for what, title in (("lookup", "Lookup"), ("train", "Train step: lookup and push")):

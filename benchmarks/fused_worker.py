@@ -21,6 +21,9 @@ class Contender(Protocol):
         """What is timed: a call for batch 0..BATCHES-1. what: "lookup", "train" or "served"; how: of CONTENDERS,
         or of SERVED."""
 
+    def settle(self) -> None:
+        """Do what was put off until now."""
+
 
 def numbers(sizes: dict[str, Any]) -> list[list[Any]]:
     """The same rows for every contender: of each batch, for each feature, int64[samples * ids]."""
@@ -63,6 +66,9 @@ class Fbgemm:
     def call(self, what: str, how: str) -> Callable[[int], object]:
         return {"lookup": self._lookup, "train": self._train}[what]
 
+    def settle(self) -> None:
+        pass
+
     def _lookup(self, i: int) -> object:
         with self._torch.no_grad():
             return self._tables(self._batches[i], self._offsets)
@@ -95,6 +101,11 @@ class Rockbed:
             return self._served.step(how)
         return getattr(self._local, f"{how}_{what}")  # type: ignore[no-any-return]
 
+    def settle(self) -> None:
+        for tables in (self._local, self._served):
+            tables.storage.flush()
+            tables.storage.compact()
+
     def travelled(self, how: str) -> int:
         """Bytes of one train step, both ways."""
         from benchmarks.counting import Counting
@@ -115,8 +126,8 @@ class Rockbed:
         self._server.stop()
 
 
-def timed(call: Callable[[int], object], seconds: float) -> float:
-    """The median seconds of a call."""
+def timed(call: Callable[[int], object], seconds: float, average: Callable[[list[float]], Any]) -> float:
+    """The average seconds of a call."""
     taken: list[float] = []
     call(0)
     began = time.perf_counter()
@@ -124,7 +135,7 @@ def timed(call: Callable[[int], object], seconds: float) -> float:
         start = time.perf_counter()
         call(len(taken) % BATCHES)
         taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
+    return float(average(taken))
 
 
 def main() -> None:
@@ -139,10 +150,13 @@ def main() -> None:
                 contender = {"fbgemm": Fbgemm, "rockbed": Rockbed}[sys.argv[1]](command)
             elif command["do"] == "bytes":
                 answer["bytes"] = contender.travelled(command["how"])
+            elif command["do"] == "settle":
+                contender.settle()
             elif command["do"] == "close":
                 contender.close()
             else:
-                answer["median"] = timed(contender.call(command["do"], command["how"]), command["seconds"])
+                average = np.median if command["do"] == "lookup" else np.mean
+                answer["taken"] = timed(contender.call(command["do"], command["how"]), command["seconds"], average)
         except Exception as problem:
             answer["error"] = f"{type(problem).__name__}: {problem}"
         print(json.dumps(answer), file=answers, flush=True)

@@ -38,7 +38,7 @@ class PyStorage:
         fsync: str = "interval",
         fsync_interval: float = 1.0,
         write_back_interval: float = 30.0,
-        journal_bytes_max: int = 1 << 30,
+        journal_bytes_max: int = 2 << 30,
         block_cache_bytes: int = 32 << 20,
         sweep_rows_s: int = 20_000,
         read_only: bool = False,

@@ -202,7 +202,7 @@ class StoreConfig:
     fsync: str = "interval"  # of the journal: "never", "interval", "always" (before a push is answered)
     fsync_interval_s: float = 1.0
     write_back_interval_s: float = 30.0  # a pushed row reaches rows/ after this time at the latest (plus the writing)
-    journal_bytes_max: int = 1 << 30  # write-back begins at half of it; at all of it pushes wait
+    journal_bytes_max: int = 2 << 30  # write-back begins at half of it; at all of it pushes wait
     sweep_rows_s: int = 20_000  # rows a second that the sweeper looks at for expiry; 0 = no sweeper
     read_only: bool = False
     repair: bool = False  # cut a damaged journal off at the damage instead of refusing to open

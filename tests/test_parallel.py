@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from rockbed import parallel
-from rockbed.parallel import GRAIN, in_parts, side_by_side, spread
+from rockbed.parallel import GRAIN, core_to_spare, in_parts, side_by_side, spread
 
 
 @pytest.fixture
@@ -66,6 +66,7 @@ def test_a_call_has_as_many_parts_as_there_are_cores_beside_other_threads_at_wor
         names.append(threading.current_thread().name)
 
     try:
+        assert core_to_spare() == (others < 2)
         in_parts(6 * GRAIN, parts.append)
         spread([(GRAIN, call)] * 9)
     finally:
@@ -109,6 +110,14 @@ def test_a_pool_that_takes_no_more_leaves_the_rest_to_the_caller(monkeypatch: py
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", once)
     assert done_by(6 * GRAIN) == Counter(range(6 * GRAIN))
+
+
+@pytest.mark.usefixtures("no_pool")
+def test_calls_beside_others_have_no_core_to_spare() -> None:
+    spare: list[bool] = []
+    side_by_side([lambda: spare.append(core_to_spare())] * 3)
+    assert spare == [False] * 3
+    assert core_to_spare()
 
 
 @pytest.mark.usefixtures("no_pool")

@@ -212,6 +212,29 @@ def test_finite_gradients_whose_sum_is_not_are_rejected_too(open_storage: OpenSt
     assert_sound(storage)
 
 
+@pytest.mark.parametrize("bad", [0, 2, 4])
+def test_one_group_whose_sum_is_not_finite_keeps_a_large_push_from_all_others(
+    open_storage: OpenStorage, bad: int
+) -> None:
+    storage = open_storage()
+    groups = [embedding(storage, 2, group, optimizer=sgd(1.0)) for group in range(5)]
+    keys = np.arange(5_000)  # enough in all for several threads
+    twice = np.concatenate([keys, keys])
+    groups[1].lookup(keys)
+    shares = [(group, twice, ones(10_000, 2)) for group in groups]
+    shares[bad][2][[7, 5_007], 1] = 3e38
+    with pytest.raises(GradientNotFinite, match=rf"group {bad}: 1 of 5000 gradients .* key 7 \(inf\)"):
+        storage.apply_gradients(shares)
+    stats = storage.stats()
+    assert [stats["groups"][group]["rows"] for group in range(5)] == [0, 5_000, 0, 0, 0]
+    assert [stats["groups"][group]["rejected_not_finite"] for group in range(5)] == [int(g == bad) for g in range(5)]
+    shares[bad] = (groups[bad], twice, ones(10_000, 2))
+    assert storage.apply_gradients(shares)
+    for group in groups:
+        np.testing.assert_array_equal(group.lookup(keys, train=False), np.full((5_000, 2), -2))
+    assert_sound(storage)
+
+
 @pytest.mark.parametrize("duplicates", ["sum", "sequential"])
 def test_skip_row_drops_the_bad_rows_counts_them_and_applies_the_rest(
     open_storage: OpenStorage, duplicates: str

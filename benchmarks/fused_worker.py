@@ -103,8 +103,7 @@ class Rockbed:
 
     def settle(self) -> None:
         for tables in (self._local, self._served):
-            tables.storage.flush()
-            tables.storage.compact()
+            tables.storage.compact()  # which writes back first
 
     def travelled(self, how: str) -> int:
         """Bytes of one train step, both ways."""

@@ -1,4 +1,4 @@
-"""Cold reads and bytes on disk under other settings of RocksDB than those of storage/rows.py.
+"""Cold reads and bytes on disk under other settings of RocksDB than those of storage/row_options.py.
 
 python -m benchmarks.rows [--rows 1000000] [--reads 20000] [--repeats 7]
 """
@@ -12,7 +12,8 @@ import numpy as np
 import rocksdict
 
 from rockbed.storage.record import TTL_STAMP_BYTES, disk_order, encode_keys, pack, record_bytes
-from rockbed.storage.rows import RowFiles, table_options
+from rockbed.storage.row_options import row_options
+from rockbed.storage.rows import RowFiles
 from rockbed.types import I64, U8
 
 DIM, WIDTH = 16, 32
@@ -40,7 +41,7 @@ def _table(rows: int, rng: np.random.Generator) -> tuple[I64, U8]:
 
 
 def _open(path: Path, compression: str, cached: bool) -> RowFiles:
-    options = table_options(32 << 20, create=True, index_in_cache=cached)
+    options = row_options(32 << 20, create=True, index_in_cache=cached)
     options.set_bottommost_compression_type(getattr(rocksdict.DBCompressionType, compression)())
     return RowFiles(path, ttl_s=0, cache_bytes=0, read_only=False, options=options)
 

@@ -11,6 +11,7 @@ from rockbed.errors import RockbedError, StorageFull
 from rockbed.server.opening import HOLD_COMPACTION_S
 from rockbed.server.rebalancing import Rebalancer
 from rockbed.server.sweeper import Sweeper
+from rockbed.storage.row_options import FEW_FILES
 
 if TYPE_CHECKING:
     from rockbed.server.engine import Engine
@@ -21,6 +22,8 @@ _BALANCE_S = 1.0
 _PAUSE_MAX_S = 5.0  # between two attempts at what keeps failing: each may write much before it finds the disk full
 _CATCH_UP_S = 10.0  # at the most, to let compaction catch up before the next write-back begins
 _BACKLOG = 8  # write-backs whose files may wait for it: with 40 files in all a cold read takes a fifth longer
+_MERGED = 2  # write-backs whose files are merged at once
+_MERGED_FILES = 64  # at the most: each takes up to 16 MB of disk, and some nanoseconds of every cold read
 _DIRTY_SHARE = 0.5  # of the memory budget: above it write-back does not wait for its interval
 
 
@@ -51,10 +54,12 @@ class Background:
         self._jobs = [
             _Job("syncing the journal", self._sync_if_due),
             self._write_back,
+            _Job("pacing compaction", self._pace_compaction),
             _Job("sweeping", self._sweep),
             _Job("sharing memory between groups", self._balance_if_due),
         ]
         self._flush_files = 0  # that the last write-back wrote
+        self._is_idle = True  # nothing has changed for an interval of write-back
         self._flushed_at = self._synced_at = self._swept_at = self._balanced_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="rockbed-background", daemon=True)
         self._thread.start()
@@ -131,7 +136,9 @@ class Background:
                 before = self._engine.files.runs
                 self._engine.flush()
                 self._flush_files = self._engine.files.runs - before
+                self._is_idle = False
             else:
+                self._is_idle = True
                 self._engine.write_back.clean_at = now
             self._flushed_at = time.monotonic()
             with self._room:
@@ -142,6 +149,11 @@ class Background:
         """Whether the next write-back waits, and memory fills meanwhile: reads would go through ever more files."""
         most = _BACKLOG * max(2, self._flush_files)
         return now - self._flushed_at < _CATCH_UP_S and self._engine.files.is_behind(most)
+
+    def _pace_compaction(self, now: float) -> bool:
+        most = 0 if self._is_idle else min(_MERGED * self._flush_files, _MERGED_FILES)
+        self._engine.files.pace_compaction(max(most, FEW_FILES))
+        return True
 
     def _sweep(self, now: float) -> bool:
         # the time that has passed, whatever woke the thread: a busy journal must not make the sweeper busier

@@ -25,57 +25,19 @@ from rockbed.storage.files import os_errors, rocksdb_error
 from rockbed.storage.forking import forget_in_child
 from rockbed.storage.in_use import InUse
 from rockbed.storage.record import KEY_BYTES, TTL_STAMP_BYTES, key_prefix, prefix_end
+from rockbed.storage.row_options import BLOCK_BYTES, FEW_FILES, NEVER, row_options
 from rockbed.storage.sst import write_sst
 from rockbed.types import I64, U8
 
-_MEMTABLE_BYTES = 8 << 20
 _SCAN_ROWS = 4096  # rows a step of an iteration: a step holds the GIL for about 3 ms
 _DELETE_ROWS = 2000  # deletions a write batch: rocksdict holds the GIL while it writes one
-_BLOCK_BYTES = 8 << 10
 _READ_ROWS = 256  # rows that are worth a thread of their own: about 1 ms
 _READ_THREADS = min(8, cores())
 # rows a call to RocksDB: until it returns it holds the block of each, beside the cache. 32 MB in all threads together
-_CALL_ROWS = (32 << 20) // _BLOCK_BYTES // _READ_THREADS
+_CALL_ROWS = (32 << 20) // BLOCK_BYTES // _READ_THREADS
 _BUFFER_BYTES = 4 << 20  # of the SST writer
-_NEVER = 2**31 - 1
 _MOST_STAMP = 2**31 - 1
 _TTL_MAX_S = 10 * 365 * 86_400  # RocksDB's time stamps end in 2038: a longer TTL is left to the sweeper
-
-
-def table_options(cache_bytes: int, *, create: bool, index_in_cache: bool = False) -> rocksdict.Options:
-    """How `rows/` is laid out. benchmarks/rows.py measures other choices."""
-    options = rocksdict.Options(raw_mode=True)
-    options.create_if_missing(create)
-    options.set_write_buffer_size(_MEMTABLE_BYTES)
-    options.set_max_background_jobs(2)
-    # compactions give way to whoever waits for an answer: with as many threads as cores they would hold a call up
-    background = rocksdict.Env()
-    background.lower_thread_pool_cpu_priority()
-    options.set_env(background)
-    options.set_max_open_files(512)
-    options.set_keep_log_file_num(4)
-    options.set_stats_dump_period_sec(0)
-    options.set_target_file_size_base(64 << 20)
-    options.set_level_compaction_dynamic_level_bytes(True)
-    # RocksDB shall slow no writer down: a deletion would wait with the GIL held, and a flush, which has little to
-    # write, for a compaction of seconds. Write-back asks `is_behind` instead.
-    options.set_level_zero_slowdown_writes_trigger(_NEVER)
-    options.set_level_zero_stop_writes_trigger(_NEVER)
-    options.set_soft_pending_compaction_bytes_limit(0)
-    options.set_hard_pending_compaction_bytes_limit(0)
-    # Floats hardly compress: only the last level, where most rows are and which is written least, is worth the CPU.
-    # zstd saves 10% more than LZ4 there, and a cold read takes 1.8 times as long (benchmarks/rows.py).
-    options.set_compression_type(rocksdict.DBCompressionType.none())
-    options.set_bottommost_compression_type(rocksdict.DBCompressionType.lz4())
-    table = rocksdict.BlockBasedOptions()
-    table.set_block_cache(rocksdict.Cache(cache_bytes))
-    table.set_block_size(_BLOCK_BYTES)
-    table.set_bloom_filter(10, False)
-    # indexes and filters stay in memory, about 2 bytes a row: through the cache a cold read takes 1.4 times as long
-    table.set_cache_index_and_filter_blocks(index_in_cache)
-    table.set_format_version(5)
-    options.set_block_based_table_factory(table)
-    return options
 
 
 def _link_all(path: Path, view: Path) -> None:
@@ -108,8 +70,9 @@ class RowFiles:
         self._stamp_bytes = TTL_STAMP_BYTES if read_only else 0
         self._readers = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="rockbed-read")
         access = rocksdict.AccessType.read_only() if read_only else rocksdict.AccessType.with_ttl(ttl_s)
-        options = options or table_options(cache_bytes, create=not read_only)
+        options = options or row_options(cache_bytes, create=not read_only)
         self._held = ttl_s > 0 and not read_only
+        self._merging = False  # until `pace_compaction` says when
         options.set_disable_auto_compactions(self._held)
         at = path
         if read_only:
@@ -319,11 +282,24 @@ class RowFiles:
     def hold_compaction(self, hold: bool) -> None:
         """Begin no compaction by itself while `hold`: they drop records whose TTL is over. Held after opening."""
         if self._ttl_s and not self._read_only and hold != self._held:
-            try:
-                self._db.set_options({"disable_auto_compactions": "true" if hold else "false"})
-            except Exception as error:
-                raise rocksdb_error(error, f"changing the options of {self._path}") from error
+            self._set_option("disable_auto_compactions", "true" if hold else "false")
             self._held = hold
+
+    def pace_compaction(self, most: int) -> None:
+        """Let compactions begin when `most` files lie one upon the other, and go on until few are left.
+
+        One that merges the runs of several write-backs reads and writes what lies below them once for all.
+        """
+        merging = self.uncompacted_files >= (FEW_FILES if self._merging else most)
+        if merging != self._merging and not self._read_only:
+            self._set_option("level0_file_num_compaction_trigger", str(FEW_FILES if merging else NEVER))
+            self._merging = merging
+
+    def _set_option(self, name: str, value: str) -> None:
+        try:
+            self._db.set_options({name: value})
+        except Exception as error:
+            raise rocksdb_error(error, f"changing the options of {self._path}") from error
 
     @property
     def uncompacted_files(self) -> int:

@@ -138,6 +138,31 @@ def test_write_back_lets_compaction_catch_up_for_a_while(
     assert not given_up or time.monotonic() - began >= 0.4
 
 
+def test_files_of_two_write_backs_are_merged_at_once(open_storage: OpenStorage) -> None:
+    storage = open_storage(still=False, write_back_interval=0.05)
+    tables = [wide(storage, group) for group in range(5)]
+    counts = [0]
+
+    def pushed_on() -> bool:
+        for rows in tables:
+            rows.apply_gradients(KEYS, ones(KEYS.size, 64))
+        counts.append(int(storage.stats()["uncompacted_files"]))
+        return max(counts) >= 10 and counts[-1] < 4
+
+    until(pushed_on)
+
+
+def test_files_are_merged_when_nothing_changes_any_more(open_storage: OpenStorage) -> None:
+    storage = open_storage(still=False, write_back_interval=0.3)
+    tables = [wide(storage, group) for group in range(5)]
+    for _ in range(2):  # the first files have nothing below them
+        for rows in tables:
+            rows.apply_gradients(KEYS, ones(KEYS.size, 64))
+        until(lambda: storage.stats()["flushed_lsn"] == storage.stats()["last_lsn"])
+    assert int(storage.stats()["uncompacted_files"]) == 5
+    until(lambda: int(storage.stats()["uncompacted_files"]) < 4)
+
+
 @pytest.mark.parametrize(("fsync", "synced"), [("interval", True), ("never", False)])
 def test_the_journal_is_synced_as_the_policy_says(
     open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, fsync: str, synced: bool

@@ -1,5 +1,6 @@
 """`rows/` as the engine uses it: reads in parts, and files that wait for compaction."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rockbed.storage import rows as rows_module
 from rockbed.storage.record import TTL_STAMP_BYTES, disk_order, encode_keys
 from rockbed.storage.rows import RowFiles
 from rockbed.types import I64, U8
+from tests.waiting import until
 
 RECORD = 40
 
@@ -30,8 +32,8 @@ def records(keys: I64, salt: int = 0) -> U8:
     return made
 
 
-def put(files: RowFiles, keys: I64, salt: int = 0) -> None:
-    files.put_run(encode_keys(1, keys), records(keys, salt), disk_order(keys))
+def put(files: RowFiles, keys: I64, salt: int = 0, group: int = 1) -> None:
+    files.put_run(encode_keys(group, keys), records(keys, salt), disk_order(keys))
 
 
 class Noting:
@@ -69,13 +71,61 @@ def test_a_read_asks_for_so_many_rows_at_a_time_and_finds_them_all(
 def test_files_wait_until_compaction_has_merged_them(files: RowFiles) -> None:
     keys = np.arange(1_000)
     assert files.uncompacted_files == 0
-    for salt in range(3):  # RocksDB begins by itself with four
+    for salt in range(9):
         put(files, keys, salt)
-    assert files.runs == 3
-    assert files.uncompacted_files > 0
+    assert files.runs == 9
+    assert files.uncompacted_files == 8  # the first has nothing below it
     files.compact()
     assert files.uncompacted_files == 0
-    assert (files.get(encode_keys(1, keys[:1]), RECORD)[1][:, 1] == 2).all()
+    assert (files.get(encode_keys(1, keys[:1]), RECORD)[1][:, 1] == 8).all()
+
+
+def test_compaction_begins_with_so_many_files_and_goes_on_until_few_are_left(files: RowFiles) -> None:
+    keys = np.arange(1_000)
+    salt = 0
+    for _ in range(2):
+        files.pace_compaction(8)
+        while files.uncompacted_files < 7:
+            salt += 1
+            put(files, keys, salt, group=salt % 5)
+        files.pace_compaction(8)
+        time.sleep(0.2)
+        assert files.uncompacted_files == 7
+        salt += 1
+        put(files, keys, salt, group=salt % 5)
+        files.pace_compaction(8)
+        until(lambda: files.uncompacted_files < 4)
+    for group in range(5):
+        latest = max(s for s in range(salt + 1) if s % 5 == group)
+        found = files.get(encode_keys(group, keys[disk_order(keys)]), RECORD)[1]
+        assert found.shape[0] == keys.size
+        assert (found[:, 1] == latest).all()
+
+
+def test_compaction_that_has_begun_does_not_end_before_few_files_are_left(
+    files: RowFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 0
+    triggers: list[str] = []
+    monkeypatch.setattr(RowFiles, "uncompacted_files", property(lambda _: count))
+    monkeypatch.setattr(files, "_set_option", lambda _, value: triggers.append(value))
+    few, never = "4", str(2**31 - 1)
+    for count, told in [(7, None), (8, few), (9, None), (5, None), (4, None), (3, never), (7, None), (8, few)]:
+        triggers.clear()
+        files.pace_compaction(8)
+        assert triggers == ([told] if told else []), count
+
+
+def test_merged_rows_lie_in_files_that_are_not_much_larger_than_a_run(files: RowFiles, tmp_path: Path) -> None:
+    values = np.random.default_rng(1).integers(0, 256, (120_000, RECORD + TTL_STAMP_BYTES), np.uint8)
+    keys = np.arange(120_000)
+    for group in range(4):
+        values[:, RECORD:] = records(keys)[:, RECORD:]
+        files.put_run(encode_keys(group, keys), values, disk_order(keys))
+    files.compact()
+    sizes = [file.stat().st_size for file in (tmp_path / "rows").glob("*.sst")]
+    assert sum(sizes) > 16 << 20
+    assert max(sizes) < 10 << 20
 
 
 def test_no_writer_waits_for_compaction(files: RowFiles, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`rows/` as the engine uses it: reads in parts, and files that wait for compaction."""
 
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,9 +129,24 @@ def test_merged_rows_lie_in_files_that_are_not_much_larger_than_a_run(files: Row
     assert max(sizes) < 10 << 20
 
 
+def told_to_rocksdb(path: Path) -> dict[str, str]:
+    (options,) = path.glob("OPTIONS-*")
+    return dict(line.strip().split("=", 1) for line in options.read_text().splitlines() if "=" in line)
+
+
 def test_no_writer_waits_for_compaction(files: RowFiles, tmp_path: Path) -> None:
-    (options,) = (tmp_path / "rows").glob("OPTIONS-*")
-    told = dict(line.strip().split("=", 1) for line in options.read_text().splitlines() if "=" in line)
+    told = told_to_rocksdb(tmp_path / "rows")
     never = str(2**31 - 1)
     assert (told["level0_slowdown_writes_trigger"], told["level0_stop_writes_trigger"]) == (never, never)
     assert (told["soft_pending_compaction_bytes_limit"], told["hard_pending_compaction_bytes_limit"]) == ("0", "0")
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept_open"), [(100, 64), (1_024, 512), (65_536, 4_096), (resource.RLIM_INFINITY, 4_096)]
+)
+def test_as_many_files_are_kept_open_as_the_process_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, kept_open: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    RowFiles(tmp_path / "rows", ttl_s=0, cache_bytes=1 << 20, read_only=False).close()
+    assert told_to_rocksdb(tmp_path / "rows")["max_open_files"] == str(kept_open)

@@ -20,10 +20,10 @@ from rockbed.types import I64
 
 RECORD_BYTES = 100
 READ_ROWS = 4096
-SETTINGS = {  # size of the files in MB, how many write-backs are merged at once
-    "files of 64 MB, merged at once": (64, 0),
-    "files of 8 MB, merged at once": (8, 0),
-    "files of 4 MB, merged at once": (4, 0),
+SETTINGS = {  # size of the files in MB; of how many write-backs the runs are merged together, 0: each alone
+    "files of 64 MB, each run alone": (64, 0),
+    "files of 8 MB, each run alone": (8, 0),
+    "files of 4 MB, each run alone": (4, 0),
     "files of 4 MB, two write-backs": (4, 2),
     "files of 4 MB, four write-backs": (4, 4),
 }

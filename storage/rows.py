@@ -288,7 +288,8 @@ class RowFiles:
     def pace_compaction(self, most: int) -> None:
         """Let compactions begin when `most` files lie one upon the other, and go on until few are left.
 
-        One that merges the runs of several write-backs reads and writes what lies below them once for all.
+        One that merges the runs of several write-backs reads and writes what lies below them once for all. The GIL is
+        held for a millisecond where it begins or ends.
         """
         merging = self.uncompacted_files >= (FEW_FILES if self._merging else most)
         if merging != self._merging and not self._read_only:

@@ -138,29 +138,29 @@ def test_write_back_lets_compaction_catch_up_for_a_while(
     assert not given_up or time.monotonic() - began >= 0.4
 
 
-def test_files_of_two_write_backs_are_merged_at_once(open_storage: OpenStorage) -> None:
-    storage = open_storage(still=False, write_back_interval=0.05)
-    tables = [wide(storage, group) for group in range(5)]
-    counts = [0]
+def test_files_are_merged_when_those_of_two_write_backs_are_there_or_nothing_changes_any_more(
+    open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+    pace = RowFiles.pace_compaction
 
-    def pushed_on() -> bool:
-        for rows in tables:
-            rows.apply_gradients(KEYS, ones(KEYS.size, 64))
-        counts.append(int(storage.stats()["uncompacted_files"]))
-        return max(counts) >= 10 and counts[-1] < 4
+    def noted(self: RowFiles, most: int) -> None:
+        told.append((most, self.uncompacted_files))
+        pace(self, most)
 
-    until(pushed_on)
-
-
-def test_files_are_merged_when_nothing_changes_any_more(open_storage: OpenStorage) -> None:
+    monkeypatch.setattr(RowFiles, "pace_compaction", noted)
     storage = open_storage(still=False, write_back_interval=0.3)
     tables = [wide(storage, group) for group in range(5)]
-    for _ in range(2):  # the first files have nothing below them
+
+    def pushed_on() -> bool:
+        before = int(storage.stats()["flushed_lsn"])
         for rows in tables:
             rows.apply_gradients(KEYS, ones(KEYS.size, 64))
-        until(lambda: storage.stats()["flushed_lsn"] == storage.stats()["last_lsn"])
-    assert int(storage.stats()["uncompacted_files"]) == 5
-    until(lambda: int(storage.stats()["uncompacted_files"]) < 4)
+        until(lambda: storage.stats()["flushed_lsn"] == storage.stats()["last_lsn"] > before)
+        return (10, 5) in told  # five files wait for as many more
+
+    until(pushed_on)
+    until(lambda: told[-1][0] == 4 and told[-1][1] < 4)
 
 
 @pytest.mark.parametrize(("fsync", "synced"), [("interval", True), ("never", False)])

@@ -124,6 +124,8 @@ class Ragged:
     @property
     def unsigned(self) -> bool:
         """Whether the keys are uint64, none of which is negative."""
+        if isinstance(self.keys, np.ndarray):
+            return self.keys.dtype.kind == "u"
         return dtype_of(self.keys) == "uint64"
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 # _signal is what `signal` wraps: its wrappers turn numbers into enums, which takes 3 us a call.
 import _signal  # type: ignore[import-not-found]
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -20,9 +21,17 @@ _MAY_RAISE = tuple(
 class _Held:
     """What is held back now. Python runs signal handlers in the main thread only, so only that one uses this."""
 
+    main_thread: int | None = threading.main_thread().ident
     depth = 0
     before: _Handlers = ()
     came: list[tuple[int, FrameType | None]] = []  # noqa: RUF012 - there is one
+
+
+def _is_forked() -> None:
+    _Held.main_thread = threading.main_thread().ident  # whichever thread forked
+
+
+os.register_at_fork(after_in_child=_is_forked)
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -31,7 +40,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 def hold() -> None:
     """Hold signals back until `let_go`, which has to be called as often."""
-    if threading.current_thread() is not threading.main_thread():
+    if threading.get_ident() != _Held.main_thread:
         return
     if _Held.depth == 0:
         handlers = ((number, _signal.getsignal(number)) for number in _MAY_RAISE)
@@ -48,7 +57,7 @@ def hold() -> None:
 
 def let_go() -> None:
     """The end of `hold`: what came meanwhile is handled now, and may raise."""
-    if threading.current_thread() is not threading.main_thread():
+    if threading.get_ident() != _Held.main_thread:
         return
     _Held.depth -= 1
     if _Held.depth == 0:

@@ -2,18 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rockbed.bags import Bags, check_bags
 from rockbed.device_arrays import on_device
 from rockbed.errors import DimMismatch
-from rockbed.interrupts import Uninterrupted
-from rockbed.parallel import spread
 from rockbed.requests import Request
-from rockbed.server import device_lookups, lookups, tiers
+from rockbed.server import device_lookups, tiers
 from rockbed.server.bag_gradients import BagGradients, FeatureGradients, joined
 from rockbed.server.bags import CleanBags, clean
+from rockbed.server.pooling import pool_all
 from rockbed.server.seen import Seen
 from rockbed.types import F32, AnyArray
 
@@ -58,17 +56,12 @@ def lookup(engine: "Engine", batch: Sequence[Bags], pooled: F32, sequences: Sequ
     features: dict[int, CleanBags] = {}
     seen: dict[int, Seen] = {}
 
-    def look_up(i: int) -> None:
-        rows, left = lookups.pool(groups[i], features[i], *places[i], train=train)
-        seen[i] = Seen(groups[i].table, left, rows)
-
     def look_up_rest() -> None:
         above = [i for i, group in enumerate(groups) if group.tier is not None and i not in seen]
         rest = [i for i in range(len(groups)) if i not in seen and i not in above]
         for i in rest:
             features[i] = clean(batch[i], groups[i].config)
-        with Uninterrupted():  # what other threads write to must not go away before they have ended
-            spread([(batch[i].keys.size, partial(look_up, i)) for i in rest])
+        pool_all({i: (groups[i], features[i], places[i]) for i in rest}, seen, train=train)
         if above and engine.device is not None:
             parts = [(groups[i], batch[i]) for i in above]
             found = device_lookups.pool(engine, engine.device, parts, size, train=train)

@@ -7,12 +7,9 @@ from typing import TypeVar
 import numpy as np
 
 from rockbed.errors import BatchTooLarge
-from rockbed.parallel import in_parts
-from rockbed.server.bags import CleanBags
-from rockbed.server.fetched import Fetched, find_in
+from rockbed.server.fetched import Fetched
 from rockbed.server.fitting import must_take
 from rockbed.server.group import SPACE_TRIES, Group
-from rockbed.storage import bag_kernels
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.hot import NeedSpace
 from rockbed.storage.record import headers_of
@@ -39,10 +36,10 @@ def lookup(group: Group, keys: I64, out: F32, *, train: bool) -> None:
             group.latest_lookups.note(group.table, keys, rows)
         return rows, missing
 
-    rows, missing = _with_rows(group, keys, now_ms, gather, train=train)
+    rows, missing = with_rows(group, keys, now_ms, gather, train=train)
     if missing:
         positions, distinct, inverse, counts = absent_keys(group, keys, rows)
-        out[positions] = _look_up_absent(group, distinct, counts, now_ms, train=train)[inverse]
+        out[positions] = look_up_absent(group, distinct, counts, now_ms, train=train)[inverse]
 
 
 def prefetch(group: Group, keys: I64) -> tuple[int, int]:
@@ -67,11 +64,11 @@ def prefetch(group: Group, keys: I64) -> tuple[int, int]:
     return distinct.size - nowhere, nowhere
 
 
-def _with_rows(group: Group, keys: I64, now_ms: int, use: Callable[[I64, int], _T], *, train: bool) -> _T:
+def with_rows(group: Group, keys: I64, now_ms: int, use: Callable[[I64, int], _T], *, train: bool) -> _T:
     """What use(rows, missing) gives, called with the lock and with what `find_rows` gives. The lock is shared where no
     row has to be changed."""
     may_share = keys.size >= _SHARED_KEYS or group.lock.favours_sharing
-    if may_share and not (train and (group.config.refresh == "lookup" or group.is_growing)):
+    if may_share and may_only_read(group, train=train):
         with group.lock.shared:
             found = _found(group, keys, now_ms, train=train)
             if found is not None:
@@ -80,15 +77,26 @@ def _with_rows(group: Group, keys: I64, now_ms: int, use: Callable[[I64, int], _
         return use(*find_rows(group, keys, now_ms, train=train))
 
 
+def may_only_read(group: Group, *, train: bool) -> bool:
+    """Whether a lookup is likely to find that it need not change rows. Without the lock."""
+    return not (train and (group.config.refresh == "lookup" or group.is_growing))
+
+
+def must_change(group: Group, missing: int, expired: int, *, train: bool) -> bool:
+    """Whether a lookup that found no row for so many keys, or expired ones, has to change rows at once. With the lock
+    held or shared."""
+    return train and (expired > 0 or (missing > 0 and group.inserts_at_once))
+
+
 def _found(group: Group, keys: I64, now_ms: int, *, train: bool) -> tuple[I64, int] | None:
     """As `find_rows`, with the lock shared: None where it would change rows."""
     group.must_be_in_memory()
     rows, missing = group.table.find(keys)
     missing += group.hide_padding(keys, rows)
     expired = group.expired(rows, now_ms)
-    missing += expired.size
-    if train and (expired.size or (missing and group.inserts_at_once)):
+    if must_change(group, missing, expired.size, train=train):
         return None
+    missing += expired.size
     rows[expired] = -1
     group.count_lookup(keys.size, keys.size - missing)
     return rows, missing
@@ -110,69 +118,6 @@ def find_rows(group: Group, keys: I64, now_ms: int, *, train: bool) -> tuple[I64
     return rows, missing
 
 
-# --- bags ---
-
-
-def pool(group: Group, bags: CleanBags, out: F32, column: int, *, train: bool) -> tuple[I64, int]:
-    """Fill out[b, column : column + dim] with the combined rows of bag b. out: float32[bags, width]. Takes the lock.
-
-    train: as of `lookup`. Returns the row of each key, -1 where it is not in memory, and `table.left` of that moment.
-    """
-    now_ms = group.host.now_ms()
-
-    def combine(rows: I64, missing: int) -> tuple[I64, int, int]:
-        if not missing:
-            _combine(group, bags, rows, np.empty((0, group.config.dim), np.float32), out, column)
-        return rows, missing, group.table.left
-
-    rows, missing, left = _with_rows(group, bags.keys, now_ms, combine, train=train)
-    if not missing:
-        return rows, left
-    _, distinct, _, counts = absent_keys(group, bags.keys, rows)
-    weights = _look_up_absent(group, distinct, counts, now_ms, train=train)
-    while True:
-        with group.lock:
-            group.must_be_in_memory()
-            left = group.table.left
-            rows, _ = group.table.find(bags.keys)
-            group.hide_padding(bags.keys, rows)
-            group.expire(bags.keys, rows, now_ms, restart=train)
-            positions, absent, inverse, counts = absent_keys(group, bags.keys, rows)
-            at, known = find_in(distinct, absent)
-            if known.all():
-                seen = rows.copy()
-                rows[positions] = -2 - at[inverse]
-                _combine(group, bags, rows, weights, out, column)
-                return seen, left
-        # Rows that were there a moment ago have made room for others meanwhile. What is known of keys only grows.
-        more = absent[~known]
-        found = _look_up_absent(group, more, counts[~known], now_ms, train=train)
-        distinct, weights = np.concatenate([distinct, more]), np.concatenate([weights, found])
-        order = np.argsort(distinct)
-        distinct, weights = distinct[order], weights[order]
-
-
-def _combine(group: Group, bags: CleanBags, rows: I64, absent: F32, out: F32, column: int) -> None:
-    table, dim, limit = group.table, group.config.dim, bags.max_norm
-    plain = not absent.size and not bags.weights.size and limit is None
-    if plain and not bags.pooled and rows.size == bags.count:
-        table.gather(rows, out)
-        return
-
-    def combine(part: slice) -> None:
-        # bags that begin within the part; the first part has the empty ones before it, the last those behind
-        low = 0 if part.start == 0 else np.searchsorted(bags.offsets[:-1], part.start)
-        high = bags.count if part.stop == rows.size else np.searchsorted(bags.offsets[:-1], part.stop)
-        to = dim, out, column, low, high
-        if plain:
-            bag_kernels.pool_rows(table.data, rows, bags.offsets, bags.scale, *to)
-        else:
-            most = np.float32(limit or 0)
-            bag_kernels.pool(table.data, absent, rows, bags.offsets, bags.weights, bags.scale, most, *to)
-
-    in_parts(rows.size, combine)
-
-
 # --- keys that are not in memory ---
 
 
@@ -184,7 +129,7 @@ def absent_keys(group: Group, keys: I64, rows: I64) -> tuple[I64, I64, I64, I64]
     return positions, distinct, inverse, counts
 
 
-def _look_up_absent(group: Group, keys: I64, counts: I64, now_ms: int, *, train: bool) -> F32:
+def look_up_absent(group: Group, keys: I64, counts: I64, now_ms: int, *, train: bool) -> F32:
     """The weights of distinct, ascending keys that were not in memory a moment ago: float32[n, dim]."""
     weights = np.empty((keys.size, group.config.dim), np.float32)
     for piece in pieces(group, keys.size):

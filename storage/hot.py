@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rockbed.addresses import address_of
 from rockbed.parallel import in_parts
 from rockbed.storage import hot_kernels as k
 from rockbed.storage import index as ix
@@ -85,6 +86,9 @@ class HotTable:
         self.left = 0  # grows whenever a row leaves its place in memory
         self._left_marks: I64 = reserve((_LEFT_MARKS,), np.int64)  # `left` when a key of that hash left last
         self.evictions = 0
+        data = address_of(self.data), self.capacity, self.width, self.dim
+        self._addresses = address_of(self.header), address_of(self.flags), *data
+        self._index_address = address_of(self._index_slots)
         self.calls = 0  # of `find`: write-back sees by it whether anybody is using the group
 
     # --- find ---
@@ -100,6 +104,11 @@ class HotTable:
             lambda part: missing.append(ix.find(self.index, keys[part], self.flags, touch, rows[part])),
         )
         return rows, sum(missing)
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """What kernels that work on several tables take for this one: batch_kernels.TABLE. True until rows come."""
+        return self._index_address, self.index.shape[0], *self._addresses
 
     def gather(self, rows: I64, out: F32) -> None:
         """out[i] = the weights of rows[i], zeros where it is -1. out: float32[n, dim], C-contiguous."""

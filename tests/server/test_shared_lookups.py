@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rockbed import Feature, FusedEmbedding, PyEmbedding, PyStorage, Ragged
+from rockbed import PyEmbedding, PyStorage
 from rockbed.server import lookups
-from rockbed.storage import bag_kernels
 from rockbed.storage.hot import HotTable
 from rockbed.types import F32, I64
 from tests.api.helpers import SMALL, Clock, OpenStorage, assert_sound, embedding, engine_of, ones, push_in_pieces
@@ -76,27 +75,6 @@ def test_two_lookups_read_rows_at_the_same_time(
         thread.join(30)
     np.testing.assert_array_equal(found, np.full((2, N, 4), -0.5, np.float32))
     assert storage.stats()["groups"][0]["memory_hits"] == 3 * N  # one was before
-
-
-def test_two_fused_lookups_combine_rows_at_the_same_time(storage: PyStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, together, pool = embedding(storage), threading.Barrier(2), bag_kernels.pool_rows
-    rows.apply_gradients(KEYS, ones(N))
-    fused = FusedEmbedding([Feature("f", rows, combiner="sum")])
-    batch = {"f": Ragged(KEYS, np.array([0, N]))}
-    fused.lookup(batch)
-
-    def met(*args: object) -> None:
-        together.wait(20)
-        pool(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(bag_kernels, "pool_rows", met)
-    found: list[F32] = []
-    threads = [threading.Thread(target=lambda: found.append(np.asarray(fused.lookup(batch)))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    np.testing.assert_array_equal(found, np.full((2, 1, 4), -0.5 * N, np.float32))
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -1,0 +1,193 @@
+"""Lookups of bags of keys: the features of a batch in one go where all they need is to read rows in memory, the others
+each on its own."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from rockbed.addresses import address_of
+from rockbed.interrupts import Uninterrupted
+from rockbed.parallel import in_parts, spread
+from rockbed.server.bags import CleanBags
+from rockbed.server.fetched import find_in
+from rockbed.server.group import Group
+from rockbed.server.lookups import absent_keys, look_up_absent, may_only_read, must_change, with_rows
+from rockbed.server.seen import Seen
+from rockbed.storage import bag_kernels, batch_kernels
+from rockbed.storage.hot_kernels import TOUCHED
+from rockbed.types import F32, I64
+
+Place = tuple[F32, int]
+"""An array that takes results, float32[bags, width], C-contiguous, and the first of the columns that are for them."""
+
+Wanted = tuple[Group, CleanBags, Place]
+"""A feature of a batch: what to look up, and where to put it."""
+
+_NO_ROWS = np.empty((0, 0), np.float32)
+_PIECE_KEYS = 1 << 14  # to be shared out among threads; each piece begins with waiting for its first rows
+
+
+def pool_all(wanted: Mapping[int, Wanted], seen: dict[int, Seen], *, train: bool) -> None:
+    """Fill the place of each feature with the combined rows of its bags: out[b, column : column + dim]. Takes locks.
+
+    wanted: by the number of the feature. seen: gets the row of each key, -1 where it is not in memory.
+    train: as of lookups.lookup.
+    """
+
+    def alone(number: int) -> None:
+        group, bags, place = wanted[number]
+        seen[number] = _pool(group, bags, *place, train=train)
+
+    with Uninterrupted():  # what other threads write to must not go away before they have ended
+        seen.update(_pool_together(wanted, train=train))
+        rest = [number for number in wanted if number not in seen]
+        spread([(wanted[number][1].keys.size, partial(alone, number)) for number in rest])
+
+
+# --- together ---
+
+
+def _pool_together(wanted: Mapping[int, Wanted], *, train: bool) -> dict[int, Seen]:
+    """Look up the features for which no row has to be changed first. Returns where their rows are."""
+    wanted = {number: each for number, each in wanted.items() if may_only_read(each[0], train=train)}
+    if not wanted:
+        return {}
+    groups = {group.number: group for group, _, _ in wanted.values()}
+    seen: dict[int, Seen] = {}
+    lacking: list[tuple[int, Callable[[], None]]] = []
+    now_ms = next(iter(groups.values())).host.now_ms()  # they have one host
+
+    def complete(number: int, rows: I64) -> None:
+        group, bags, place = wanted[number]
+        seen[number] = _pool_absent(group, bags, rows, now_ms, *place, train=train)
+
+    with ExitStack() as locks:
+        for _, group in sorted(groups.items()):  # in the order in which pushes take them
+            locks.enter_context(group.lock.shared)
+            group.must_be_in_memory()
+        for number, (rows, missing, expired) in zip(wanted, _find_and_pool(list(wanted.values()), now_ms), strict=True):
+            group, _, _ = wanted[number]
+            if must_change(group, missing, expired, train=train):
+                continue
+            group.count_lookup(rows.size, rows.size - missing - expired)
+            if missing + expired:
+                lacking.append((rows.size, partial(complete, number, rows)))
+            else:
+                seen[number] = Seen(group.table, group.table.left, rows)
+    spread(lacking)
+    return seen
+
+
+def _find_and_pool(wanted: Sequence[Wanted], now_ms: int) -> Iterator[tuple[I64, int, int]]:
+    """For each feature the row of each key, and how many keys have none, and one that has expired; where all have one
+    the place is filled. With the locks of the groups shared."""
+    pieces: list[tuple[Any, ...]] = []
+    begins: list[int] = []  # of each piece, the number of its first key
+    firsts, features = [0], [0]  # of each feature, the number of its first key, and of its first piece
+    for group, bags, place in wanted:
+        group.table.calls += 1
+        of_feature = (*group.table.addresses, group.oldest_ms(now_ms), *_addresses(bags, place), firsts[-1])
+        limit = bags.max_norm or 0
+        for low, high in _cuts(bags):
+            pieces.append((*of_feature, low, high, limit))
+            begins.append(firsts[-1] + int(bags.offsets[low]))
+        firsts.append(firsts[-1] + bags.keys.size)
+        features.append(len(pieces))
+    rows, absent = np.empty(firsts[-1], np.int64), np.empty((len(pieces), 2), np.int64)
+    work, starts = np.array(pieces, batch_kernels.PIECE), np.array(begins)
+
+    def work_on(part: slice) -> None:
+        # the pieces that begin within the part; the first one has the empty ones before it, the last those behind
+        start = 0 if part.start == 0 else np.searchsorted(starts, part.start)
+        end = work.size if part.stop == rows.size else np.searchsorted(starts, part.stop)
+        batch_kernels.find_and_pool(work, start, end, TOUCHED, _NO_ROWS, rows, absent)
+
+    in_parts(rows.size, work_on)
+    totals = np.add.reduceat(absent, features[:-1])
+    for i, (missing, expired) in enumerate(totals.tolist()):
+        yield rows[firsts[i] : firsts[i + 1]], missing, expired
+
+
+def _addresses(bags: CleanBags, place: Place) -> tuple[int, ...]:
+    """What batch_kernels.PIECE says of a feature's arrays."""
+    keys, offsets, weights, scale, (out, column) = bags.keys, bags.offsets, bags.weights, bags.scale, place
+    arrays = address_of(keys), address_of(offsets), address_of(weights), address_of(scale)
+    return *arrays, keys.size, bags.count, weights.size, scale.size, address_of(out), out.shape[1], column
+
+
+def _cuts(bags: CleanBags) -> Sequence[tuple[int, int]]:
+    """The bags of a feature in runs that have about _PIECE_KEYS keys, one at least."""
+    n = bags.keys.size // _PIECE_KEYS
+    if n <= 1:
+        return ((0, bags.count),)
+    cuts = np.searchsorted(bags.offsets[1:-1], np.arange(1, n) * _PIECE_KEYS) + 1
+    ends = sorted({0, bags.count, *cuts.tolist()})
+    return list(pairwise(ends))
+
+
+# --- on its own ---
+
+
+def _pool(group: Group, bags: CleanBags, out: F32, column: int, *, train: bool) -> Seen:
+    now_ms = group.host.now_ms()
+
+    def combine(rows: I64, missing: int) -> tuple[I64, int, int]:
+        if not missing:
+            _combine(group, bags, rows, np.empty((0, group.config.dim), np.float32), out, column)
+        return rows, missing, group.table.left
+
+    rows, missing, left = with_rows(group, bags.keys, now_ms, combine, train=train)
+    if missing:
+        return _pool_absent(group, bags, rows, now_ms, out, column, train=train)
+    return Seen(group.table, left, rows)
+
+
+def _pool_absent(group: Group, bags: CleanBags, rows: I64, now_ms: int, out: F32, column: int, *, train: bool) -> Seen:
+    """As `_pool`, where some keys have no row in memory. rows: of each key, -1 for those."""
+    _, distinct, _, counts = absent_keys(group, bags.keys, rows)
+    weights = look_up_absent(group, distinct, counts, now_ms, train=train)
+    while True:
+        with group.lock:
+            group.must_be_in_memory()
+            left = group.table.left
+            rows, _ = group.table.find(bags.keys)
+            group.hide_padding(bags.keys, rows)
+            group.expire(bags.keys, rows, now_ms, restart=train)
+            positions, absent, inverse, counts = absent_keys(group, bags.keys, rows)
+            at, known = find_in(distinct, absent)
+            if known.all():
+                seen = Seen(group.table, left, rows.copy())
+                rows[positions] = -2 - at[inverse]
+                _combine(group, bags, rows, weights, out, column)
+                return seen
+        # Rows that were there a moment ago have made room for others meanwhile. What is known of keys only grows.
+        more = absent[~known]
+        found = look_up_absent(group, more, counts[~known], now_ms, train=train)
+        distinct, weights = np.concatenate([distinct, more]), np.concatenate([weights, found])
+        order = np.argsort(distinct)
+        distinct, weights = distinct[order], weights[order]
+
+
+def _combine(group: Group, bags: CleanBags, rows: I64, absent: F32, out: F32, column: int) -> None:
+    table, dim, limit = group.table, group.config.dim, bags.max_norm
+    plain = not absent.size and not bags.weights.size and limit is None
+    if plain and not bags.pooled and rows.size == bags.count:
+        table.gather(rows, out)
+        return
+
+    def combine(part: slice) -> None:
+        # bags that begin within the part; the first part has the empty ones before it, the last those behind
+        low = 0 if part.start == 0 else np.searchsorted(bags.offsets[:-1], part.start)
+        high = bags.count if part.stop == rows.size else np.searchsorted(bags.offsets[:-1], part.stop)
+        to = dim, out, column, low, high
+        if plain:
+            bag_kernels.pool_rows(table.data, rows, bags.offsets, bags.scale, *to)
+        else:
+            most = np.float32(limit or 0)
+            bag_kernels.pool(table.data, absent, rows, bags.offsets, bags.weights, bags.scale, most, *to)
+
+    in_parts(rows.size, combine)

@@ -207,7 +207,7 @@ class FusedEmbedding:
         borrower = Borrower.for_call(self.storage, _keys_of(shares), stream)
         if borrower is not None:
             shares = [borrower.bags(each) for each in shares]
-        size = check_bags(shares)
+        size = check_bags(shares, contents=False)
         if borrower is None:
             return partial(self._looked_up, shares, size, np.empty, train=train, keep=keep)
         return partial(borrower.look_up, partial(self._looked_up, shares, size, borrower.empty, train=train, keep=keep))
@@ -249,7 +249,7 @@ class FusedEmbedding:
         borrower = Borrower.for_call(self.storage, arrays, stream)
         if borrower is not None and not isinstance(batch, FusedOutput):
             shares = [borrower.bags(each) for each in shares]
-        size = len(batch) if isinstance(batch, FusedOutput) else check_bags(shares)
+        size = len(batch) if isinstance(batch, FusedOutput) else check_bags(shares, contents=False)
         if grad_pooled is None and self.dim == 0:
             grad_pooled = np.empty((size, 0), np.float32)
         floats = checked_floats if borrower is None else borrower.floats

@@ -54,6 +54,12 @@ def integers_at(address: int, n: int) -> Any:
 
 
 @inlined
+def words_at(address: int, n: int) -> Any:
+    """uint64[n]."""
+    return _array(_pointer(address), (n,), np.uint64)
+
+
+@inlined
 def integer_rows_at(address: int, n: int, width: int) -> Any:
     """int64[n, width]."""
     return _array(_pointer(address), (n, width), np.int64)
@@ -63,3 +69,9 @@ def integer_rows_at(address: int, n: int, width: int) -> Any:
 def bytes_at(address: int, n: int) -> Any:
     """uint8[n]."""
     return _array(_pointer(address), (n,), np.uint8)
+
+
+@inlined
+def int32_at(address: int, n: int) -> Any:
+    """int32[n]."""
+    return _array(_pointer(address), (n,), np.int32)

@@ -6,14 +6,18 @@ the one that is always there ends the process when two threads use it at once.
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 
 from rockbed.cores import cores
+from rockbed.types import I64
 
 GRAIN = 8192  # rows that are worth a thread: handing over a part costs about 50 us, 8,192 rows of work 200 us or more
+_PARTS = 4  # of a call for each thread
 _CALL_ROWS = 1024  # that take as long as the Python around a call
 _CORES = cores()
 THREADS = min(8, _CORES)
@@ -55,25 +59,43 @@ def _workers() -> ThreadPoolExecutor | None:
         return _pool
 
 
-def in_parts(n: int, call: Callable[[slice], object]) -> None:
+def in_parts(n: int, call: Callable[[slice], object], *, fine: bool = True) -> None:
     """call(slice) for slices that cover 0..n-1, side by side where n is large and there are cores for it. They must not
     depend on each other.
 
+    fine: more slices than threads, so that one whose core others use as well takes fewer of them.
     Raises what a part raised, when all have ended.
     """
     if n < GRAIN or _shares():  # done before another thread has seen that this one is at work
         call(slice(0, n))
         return
     me = threading.get_ident()
-    parts = min(_threads_for(me), n // GRAIN)
+    threads = min(_threads_for(me), n // GRAIN)
     _at_work[me] = None
     try:
-        if parts > 1:
-            side_by_side([partial(call, slice(n * i // parts, n * (i + 1) // parts)) for i in range(parts)])
+        if threads > 1:
+            parts = min(threads * (_PARTS if fine else 1), n // GRAIN)
+            calls = [partial(call, slice(n * i // parts, n * (i + 1) // parts)) for i in range(parts)]
+            side_by_side(calls, threads)
         else:
             call(slice(0, n))
     finally:
         _at_work.pop(me, None)
+
+
+def in_runs(begins: Sequence[int] | I64, n: int, call: Callable[[int, int], object]) -> None:
+    """call(start, end) for runs of pieces start..end - 1, side by side as of `in_parts`.
+
+    begins: ascending: where in 0..n the work of each piece begins, which ends where the next one begins.
+    """
+
+    def run(part: slice) -> None:
+        # those that begin within the part; the first part has the empty ones before it, the last those behind
+        start = 0 if part.start == 0 else bisect_left(begins, part.start)
+        end = len(begins) if part.stop == n else bisect_left(begins, part.stop)
+        call(start, end)
+
+    in_parts(n, run)
 
 
 def _threads_for(me: int) -> int:
@@ -88,60 +110,63 @@ def core_to_spare() -> bool:
     return not _shares() and _threads_for(threading.get_ident()) > 1
 
 
-def side_by_side(calls: Sequence[Callable[[], object]]) -> None:
-    """Make calls in threads of their own, one of them here. They must not depend on each other.
+def side_by_side(calls: Sequence[Callable[[], object]], threads: int | None = None) -> None:
+    """Make calls in threads, one of them this one: each takes the next call when it is done with one. They must not
+    depend on each other. threads: how many, if not as many as there are calls.
 
     Within such a call they are made one after another: threads that wait for threads could all be waiting. So could
     threads that wait for a lock whose holder waits for a thread: what none has begun when the caller is free is made
     here. Of calls made with a lock held, none may wait for another lock.
-    Raises what a call raised, when all that were begun have ended.
+    Raises what a call raised, when all that were begun have ended; after that none is begun.
     """
-    pool = _workers() if len(calls) > 1 and not _shares() else None
-    own = list(calls)
-    others: list[tuple[Future[object], Callable[[], object]]] = []
+    todo = deque(calls)
+    wanted = len(calls) if threads is None else min(threads, len(calls))
+    pool = _workers() if wanted > 1 and not _shares() else None
+    others: list[Future[None]] = []
     if pool is not None:
         with suppress(RuntimeError):  # the interpreter is shutting down and takes no more: the rest is done here
-            while len(own) > 1:
-                others.append((pool.submit(own[-1]), own[-1]))
-                own.pop()
+            for _ in range(wanted - 1):
+                others.append(pool.submit(_take_turns, todo))
     before = _shares()
     try:
         _thread.shares = before or bool(others)
-        for call in own:
-            call()
-        for other, call in reversed(others):  # the last is the one that a thread takes last
-            if other.cancel():
-                call()
+        _take_turns(todo)
     finally:
         _thread.shares = before
-        begun = [other for other, _ in others if not other.cancel()]
+        begun = [other for other in others if not other.cancel()]
         for other in begun:
             other.exception()  # waits: nobody may go on while a part still works on the arrays
     for other in begun:
         other.result()
 
 
+def _take_turns(todo: deque[Callable[[], object]]) -> None:
+    while True:
+        try:
+            call = todo.popleft()
+        except IndexError:
+            return
+        try:
+            call()
+        except BaseException:
+            todo.clear()
+            raise
+
+
 def spread(calls: Sequence[tuple[int, Callable[[], object]]]) -> None:
-    """Make calls, each with the rows that it is about: they are shared out among threads, but for those that are large
-    beside the others, which come one after another and may use all threads. Raises what a call raised, when all that
-    were begun have ended."""
+    """Make calls, each with the rows that it is about: threads share them, but for those that are large beside the
+    others, which come one after another and may use all threads. Raises what a call raised, when all that were begun
+    have ended."""
     costs = [rows + _CALL_ROWS for rows, _ in calls]
     large = max(2 * GRAIN, sum(costs) // (2 * THREADS))
-    total, taken = sum(cost for cost in costs if cost < large), 0
+    shared = [(cost, call) for cost, (_, call) in zip(costs, calls, strict=True) if cost < large]
     me = threading.get_ident()
-    heaps: list[list[Callable[[], object]]] = [[] for _ in range(max(1, min(_threads_for(me), total // GRAIN)))]
-    for cost, (_, call) in zip(costs, calls, strict=True):
-        if cost < large:
-            heaps[taken * len(heaps) // total].append(call)
-            taken += cost
+    threads = min(_threads_for(me), sum(cost for cost, _ in shared) // GRAIN)
     _at_work[me] = None
     try:
-        side_by_side([partial(_in_turn, heap) for heap in heaps])
+        side_by_side([call for _, call in shared], max(1, threads))
     finally:
         _at_work.pop(me, None)
-    _in_turn([call for cost, (_, call) in zip(costs, calls, strict=True) if cost >= large])
-
-
-def _in_turn(calls: Iterable[Callable[[], object]]) -> None:
-    for call in calls:
-        call()
+    for cost, (_, call) in zip(costs, calls, strict=True):
+        if cost >= large:
+            call()

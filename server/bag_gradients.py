@@ -20,7 +20,7 @@ _NONE = np.empty(0, np.float32)
 _LARGEST = 3e38  # of a float32, less what a sum may be rounded up by
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BagSource:
     """Where the gradients of bags lie: that of bag b is scale[b] * values[at[b] : at[b] + dim].
 
@@ -55,7 +55,7 @@ class BagSource:
         return BagSource.of(grads)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BagGradients:
     """A group's share of a push of pooled rows.
 
@@ -84,10 +84,6 @@ class BagGradients:
         out = np.empty((self.keys.size, self.grads.dim), np.float32)
         k.repeat_bags(self.bag, self.weights, *self.grads.arguments, self.limits, data, rows, out)
         return out
-
-    def by_row(self, inverse: I64, count: int) -> "BagSums":
-        """The same by distinct row. inverse: int64[n], the number of each position's row, or -1; count: of numbers."""
-        return BagSums.of(inverse.astype(np.int32), count, self.bag, self.sizes, self.weights, self.grads, self.limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +115,7 @@ class FeatureGradients:
             return device.down(array[:, column : column + self.dim]), 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BagSums:
     """The summed gradients of distinct rows, not summed yet.
 
@@ -194,46 +190,38 @@ def joined(
 
     given: for each, the array that holds the gradients of its bags, and their first column. seen: for each, or none.
     """
-    one = len(features) == 1
-    keys = features[0].keys if one else np.concatenate([each.keys for each in features])
-    bag = np.empty(keys.size, np.int32)
-    weights = np.ones(keys.size if any(each.weights.size for each in features) else 0, np.float32)
+    first, count = features[0], sum(each.count for each in features)
+    keys = first.keys if len(features) == 1 else np.concatenate([each.keys for each in features])
     arrays = list({id(array): array for array, _ in given}.values())  # one, unless there are sequences
     values = arrays[0].reshape(-1) if len(arrays) == 1 else np.concatenate([each.reshape(-1) for each in arrays])
     starts = dict(zip(map(id, arrays), accumulate((each.size for each in arrays), initial=0), strict=False))
-    count = sum(each.count for each in features)
-    sizes, places = np.empty(count, np.uint32), np.empty(count, np.int64)
+    bag, sizes, places = np.empty(keys.size, np.int32), np.empty(count, np.uint32), np.empty(count, np.int64)
     bags = at = 0
     for each, (array, column) in zip(features, given, strict=True):
         end = at + each.keys.size
         k.place_bags(each.offsets, bags, starts[id(array)] + column, array.shape[1], bag[at:end], sizes, places)
-        if each.weights.size:
-            weights[at:end] = each.weights
         bags, at = bags + each.count, end
-    limits = _of_bags(features, [each.max_norm or 0 for each in features], any(each.max_norm for each in features))
-    scale = _of_bags(features, [each.scale if each.scale.size else 1 for each in features], _any_scale(features))
+    weights = _spread([(each.weights, each.keys.size) for each in features])
+    scale = _spread([(each.scale, each.count) for each in features])
+    limits = _NONE
+    if any(each.max_norm for each in features):
+        limits = np.concatenate([np.full(each.count, each.max_norm or 0, np.float32) for each in features])
     grads = BagSource(values, places, scale, dim)
-    first = features[0]
-    return BagGradients(
-        first.group, keys, bag, sizes, weights, grads, limits, step, _one_of(seen), generation=first.generation
-    )
+    generation = first.generation
+    return BagGradients(first.group, keys, bag, sizes, weights, grads, limits, step, _one_of(seen), generation)
 
 
-def _any_scale(features: Sequence[CleanBags]) -> bool:
-    return any(each.scale.size for each in features)
-
-
-def _of_bags(features: Sequence[CleanBags], values: Sequence[F32 | float], wanted: bool) -> F32:
-    """float32[bags], each feature's value, or values, for its bags; empty unless `wanted`."""
-    if not wanted:
+def _spread(parts: Sequence[tuple[F32, int]]) -> F32:
+    """float32[sum of sizes], a copy of each part, 1 where it is empty; empty where all of them are. parts: with the
+    size of each, where it is not empty."""
+    if not any(part.size for part, _ in parts):
         return _NONE
-    return np.concatenate(
-        [np.broadcast_to(np.float32(value), each.count) for each, value in zip(features, values, strict=True)]
-    )
+    return np.concatenate([part if part.size else np.ones(size, np.float32) for part, size in parts])
 
 
 def _one_of(seen: Sequence[Seen]) -> Seen | None:
-    if not seen or any(each.left != seen[0].left or (each.rows < 0).any() for each in seen):
+    if not seen or not all(each.whole and each.left == seen[0].left for each in seen):
         return None
-    rows = seen[0].rows if len(seen) == 1 else np.concatenate([each.rows for each in seen])
-    return Seen(seen[0].table, seen[0].left, rows)
+    if len(seen) == 1:
+        return seen[0]
+    return Seen(seen[0].table, seen[0].left, np.concatenate([each.rows for each in seen]))

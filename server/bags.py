@@ -15,7 +15,7 @@ _NO_KEYS = np.empty(0, np.int64)
 TINIEST = float(np.finfo(np.float32).smallest_subnormal)  # 0 is no limit to the kernels
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CleanBags:
     """Bags of which every key counts. keys: int64[n]; offsets: int64[bags + 1]; weights: float32[n], what rows are
     multiplied by, or empty = 1 each; scale: float32[bags], what the sum over a bag is multiplied by, or empty = 1. One
@@ -56,7 +56,7 @@ def clean(bags: Bags, config: GroupConfig) -> CleanBags:
     if combiner != k.SUM and weights.size:
         given, weights = weights, np.empty_like(weights)
         k.shares(offsets, given, combiner, weights)
-    elif combiner != k.SUM and (np.diff(offsets) > 1).any():
+    elif combiner != k.SUM and np.count_nonzero(offsets[1:] - offsets[:-1] > 1):
         scale = np.empty(offsets.size - 1, np.float32)
         k.scales(offsets, combiner, scale)
     max_norm = None if bags.max_norm is None else max(bags.max_norm, TINIEST)

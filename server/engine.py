@@ -207,7 +207,7 @@ class Engine:
             above.read_ahead()
         now_ms = self.now_ms()
         prepared: list[push.Prepared | DevicePrepared] = []
-        combine: list[tuple[int, Callable[[], None]]] = []
+        given: list[tuple[push.Prepared, push.Share]] = []
         done = False
         with Uninterrupted(), ExitStack() as locks:
             for group, _, _ in parts:
@@ -219,8 +219,8 @@ class Engine:
                 for (group, item, step), at, read in zip(in_memory, seen, ahead, strict=True):
                     mine = push.prepare(group, item, step, at, read, now_ms)
                     prepared.append(mine)
-                    combine.append((item.keys.size, partial(mine.combine, item)))
-                spread(combine)
+                    given.append((mine, item))
+                push.combine_all(given)
                 if above is not None:
                     prepared += above.prepare(now_ms)
                 touched = [p for p in prepared if p.rows.size]

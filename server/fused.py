@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 class Plan:
     """A batch that was looked up, with what its push can use of that, by feature: what is left of its share, and for as
     long as nothing happened between, where the rows are in memory. Neither for those that were looked up on a device.
+
+    batch: its arrays are nobody else's. size: its number of samples.
     """
 
     batch: Sequence[Bags]
+    size: int
     features: Mapping[int, CleanBags]
     seen: Mapping[int, Seen]
 
@@ -70,7 +73,7 @@ def lookup(engine: "Engine", batch: Sequence[Bags], pooled: F32, sequences: Sequ
             put(found, parts, [places[i] for i in above])
 
     tiers.where_rows_are(look_up_rest)
-    return Plan(batch, features, seen)
+    return Plan(batch, size, features, seen)
 
 
 def put(
@@ -104,7 +107,7 @@ def apply_gradients(
     plan = batch if isinstance(batch, Plan) else None
     own = plan.batch if plan else batch
     assert not isinstance(own, Plan)
-    size = check_bags(own)
+    size = plan.size if plan else check_bags(own)
     engine.check_open()
     groups = [engine.group(each.group, each.generation) for each in own]
     places = places_of(own, groups, size, pooled, sequences)

@@ -11,7 +11,7 @@ import numpy as np
 
 from rockbed.addresses import address_of
 from rockbed.interrupts import Uninterrupted
-from rockbed.parallel import in_parts, spread
+from rockbed.parallel import in_runs, spread
 from rockbed.server.bags import CleanBags
 from rockbed.server.fetched import find_in
 from rockbed.server.group import Group
@@ -98,15 +98,12 @@ def _find_and_pool(wanted: Sequence[Wanted], now_ms: int) -> Iterator[tuple[I64,
         firsts.append(firsts[-1] + bags.keys.size)
         features.append(len(pieces))
     rows, absent = np.empty(firsts[-1], np.int64), np.empty((len(pieces), 2), np.int64)
-    work, starts = np.array(pieces, batch_kernels.PIECE), np.array(begins)
-
-    def work_on(part: slice) -> None:
-        # the pieces that begin within the part; the first one has the empty ones before it, the last those behind
-        start = 0 if part.start == 0 else np.searchsorted(starts, part.start)
-        end = work.size if part.stop == rows.size else np.searchsorted(starts, part.stop)
-        batch_kernels.find_and_pool(work, start, end, TOUCHED, _NO_ROWS, rows, absent)
-
-    in_parts(rows.size, work_on)
+    work = np.array(pieces, batch_kernels.PIECE)
+    in_runs(
+        begins,
+        rows.size,
+        lambda start, end: batch_kernels.find_and_pool(work, start, end, TOUCHED, _NO_ROWS, rows, absent),
+    )
     totals = np.add.reduceat(absent, features[:-1])
     for i, (missing, expired) in enumerate(totals.tolist()):
         yield rows[firsts[i] : firsts[i + 1]], missing, expired
@@ -160,7 +157,7 @@ def _pool_absent(group: Group, bags: CleanBags, rows: I64, now_ms: int, out: F32
             positions, absent, inverse, counts = absent_keys(group, bags.keys, rows)
             at, known = find_in(distinct, absent)
             if known.all():
-                seen = Seen(group.table, left, rows.copy())
+                seen = Seen(group.table, left, rows.copy(), positions.size == 0)
                 rows[positions] = -2 - at[inverse]
                 _combine(group, bags, rows, weights, out, column)
                 return seen
@@ -179,10 +176,7 @@ def _combine(group: Group, bags: CleanBags, rows: I64, absent: F32, out: F32, co
         table.gather(rows, out)
         return
 
-    def combine(part: slice) -> None:
-        # bags that begin within the part; the first part has the empty ones before it, the last those behind
-        low = 0 if part.start == 0 else np.searchsorted(bags.offsets[:-1], part.start)
-        high = bags.count if part.stop == rows.size else np.searchsorted(bags.offsets[:-1], part.stop)
+    def combine(low: int, high: int) -> None:
         to = dim, out, column, low, high
         if plain:
             bag_kernels.pool_rows(table.data, rows, bags.offsets, bags.scale, *to)
@@ -190,4 +184,4 @@ def _combine(group: Group, bags: CleanBags, rows: I64, absent: F32, out: F32, co
             most = np.float32(limit or 0)
             bag_kernels.pool(table.data, absent, rows, bags.offsets, bags.weights, bags.scale, most, *to)
 
-    in_parts(rows.size, combine)
+    in_runs(bags.offsets[:-1], rows.size, combine)

@@ -5,14 +5,16 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from rockbed.errors import DimMismatch, GradientNotFinite, InvalidConfig
-from rockbed.parallel import in_parts
+from rockbed.parallel import in_parts, spread
 from rockbed.requests import STEP_MAX, Gradients
+from rockbed.server import summing
 from rockbed.server.bag_gradients import BagGradients, BagSums, FeatureGradients
 from rockbed.server.fetched import Fetched
 from rockbed.server.group import Group
@@ -121,15 +123,12 @@ class Prepared:
     counted: dict[str, int] = field(default_factory=dict)
 
     def combine(self, given: Share) -> None:
-        """Bring the gradients of each row together. With the lock held, if need be by a thread that waits for this one.
-
-        Raises GradientNotFinite.
-        """
-        combined = (
-            _combine_bags(self.group, given, self.rows)
-            if isinstance(given, BagGradients)
-            else _combine(self.group, given, self.rows)
-        )
+        """`combine_all` for what has no part in `summing`. With the lock held, if need be by a thread that waits for
+        this one. Raises GradientNotFinite."""
+        if isinstance(given, BagGradients):
+            combined = _bags_in_turn(self.group, given, self.rows)
+        else:
+            combined = _combine(self.group, given, self.rows)
         self.rows, self.keys, self.grads = combined
 
     def section(self) -> Section | BagSection:
@@ -140,16 +139,17 @@ class Prepared:
         if isinstance(sums, BagSums):
             bags = sums.inverse, sums.sizes, sums.weights, sums.grads.values.reshape(-1, sums.dim)
             return BagSection(group.number, self.keys, fresh, *bags, self.step)
-        return Section(group.number, self.keys, fresh, sums, self._sequential, self.step)
+        return Section(group.number, self.keys, fresh, sums, self.sequential, self.step)
 
     @property
-    def _sequential(self) -> bool:
+    def sequential(self) -> bool:
+        """Whether gradients of a key are applied one after the other, not summed."""
         return self.group.config.duplicates == "sequential"
 
     def apply(self, now_ms: int, lsn: int) -> None:
         """Update the rows. With the lock held, and the journal written."""
         group = self.group
-        apply(group, self.rows, self.grads, self._sequential, self.step, now_ms, lsn)
+        apply(group, self.rows, self.grads, self.sequential, self.step, now_ms, lsn)
         if self.step >= 0:
             group.stepped(self.step, lsn)
 
@@ -172,13 +172,14 @@ def counted(group: Group) -> dict[str, int]:
 
 def read_ahead(group: Group, keys: I64, seen: Seen | None = None) -> tuple[Fetched, int]:
     """Read from disk, before the locks are taken, what a push needs. Returns it with `table.left` of before."""
-    absent: I64 = np.empty(0, np.int64)
+    if not group.may_be_on_disk or (seen and seen.holds(group.table)):
+        return group.fetch(_NONE), group.table.left
+    absent = _NONE
     with group.lock.shared:
         left = group.table.left
-        if group.may_be_on_disk and not (seen and seen.holds(group.table)):
-            rows, missing = group.table.find(keys)
-            if missing:
-                absent = np.unique(keys[group.not_padding(keys, np.flatnonzero(rows < 0))])
+        rows, missing = group.table.find(keys)
+        if missing:
+            absent = np.unique(keys[group.not_padding(keys, np.flatnonzero(rows < 0))])
     return group.fetch(absent), left
 
 
@@ -234,6 +235,18 @@ def _place(group: Group, keys: I64, rows: I64, ahead: Fetched, left: int, now_ms
     return rows, placed[made]
 
 
+def combine_all(parts: Sequence[tuple[Prepared, Share]]) -> None:
+    """Bring the gradients of each row together. With the locks of all groups held. Raises GradientNotFinite."""
+    bags = [(mine, given) for mine, given in parts if isinstance(given, BagGradients) and not mine.sequential]
+    found = summing.by_row([(mine.group.table, mine.rows, given) for mine, given in bags])
+    for (mine, _), of in zip(bags, found, strict=True):
+        mine.rows, mine.keys, mine.grads = of.rows, of.keys, of.grads
+        if not (of.finite or isinstance(of.grads, BagSums)):
+            mine.rows, mine.keys, mine.grads = _summed(mine.group, of.rows, of.keys, of.grads, finite=False)
+    others = [(mine, given) for mine, given in parts if not isinstance(given, BagGradients) or mine.sequential]
+    spread([(given.keys.size, partial(mine.combine, given)) for mine, given in others])
+
+
 def _combine(group: Group, given: Gradients, rows: I64) -> _Combined:
     if group.config.duplicates == "sequential":
         return _in_turn(group, given.keys, rows, given.grads, owned=given.owned)
@@ -245,23 +258,19 @@ def _combine(group: Group, given: Gradients, rows: I64) -> _Combined:
         return _summed(group, rows, keys, grads, finite=True)
     sums = np.empty((count, group.config.dim), np.float32)
     finite: list[bool] = []
-    in_parts(count, lambda part: finite.append(k.sum_by(given.grads, inverse, first, part.start, part.stop, sums)))
+    # each part looks at all positions
+    in_parts(
+        count,
+        lambda part: finite.append(k.sum_by(given.grads, inverse, first, part.start, part.stop, sums)),
+        fine=False,
+    )
     return _summed(group, rows[first[:count]], given.keys[first[:count]], sums, finite=all(finite))
 
 
-def _combine_bags(group: Group, given: BagGradients, rows: I64) -> _Combined:
-    data = group.table.data
-    if group.config.duplicates == "sequential":
-        keys, grads = given.keys.copy(), given.per_key(data, rows)
-        must_be_finite(group, keys[rows >= 0], grads[rows >= 0])  # finite gradients can be infinite times their weights
-        return _in_turn(group, keys, rows, grads, owned=True)
-    first, inverse = np.empty(rows.size, np.int64), np.empty(rows.size, np.int64)
-    count = k.distinct(rows, group.table.mark, first, inverse)
-    keys, rows = given.keys[first[:count]], rows[first[:count]]
-    sums = given.by_row(inverse, count)
-    if (for_journal := sums.for_journal()) is not None:
-        return rows, keys, for_journal
-    return _summed(group, rows, keys, sums.all(data, rows), finite=False)
+def _bags_in_turn(group: Group, given: BagGradients, rows: I64) -> _Combined:
+    keys, grads = given.keys.copy(), given.per_key(group.table.data, rows)
+    must_be_finite(group, keys[rows >= 0], grads[rows >= 0])  # finite gradients can be infinite times their weights
+    return _in_turn(group, keys, rows, grads, owned=True)
 
 
 def _in_turn(group: Group, keys: I64, rows: I64, grads: F32, *, owned: bool) -> _Combined:

@@ -13,13 +13,15 @@ _KEYS_LEAST = 256  # to search for fewer takes no longer than to remember them
 _KEYS_MOST = 1 << 17  # 16 bytes each
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Seen:
-    """Where a lookup found the rows of its keys, int64[n]: true until a row has left the table."""
+    """Where a lookup found the rows of its keys, int64[n], -1 for none: true until a row has left the table. whole:
+    whether none is lacking."""
 
     table: HotTable
     left: int
     rows: I64
+    whole: bool = True
 
     def holds(self, table: HotTable) -> bool:
         """Whether it is still true of the table that the group has now. With the group's lock held or shared."""

@@ -1,12 +1,13 @@
-"""Loops over the features of a batch: one call, where a call for each would take longer than what it is for."""
+"""Loops over the features or groups of a batch: one call, where a call for each would take longer than its work."""
 
 import numpy as np
 
-from rockbed.addresses import bytes_at, float_rows_at, floats_at, integer_rows_at, integers_at
+from rockbed.addresses import bytes_at, float_rows_at, floats_at, int32_at, integer_rows_at, integers_at
 from rockbed.kernels import kernel, prefetch
-from rockbed.storage.bag_kernels import pool, pool_rows
+from rockbed.storage.bag_kernels import by_number, pool, pool_rows, sum_bags
+from rockbed.storage.hot_kernels import all_finite, distinct
 from rockbed.storage.index import find
-from rockbed.types import F32, I64, AnyArray
+from rockbed.types import F32, I32, I64, AnyArray, Bool
 
 TABLE = [(name, np.int64) for name in ("index", "entries", "header", "flags", "data", "capacity", "width", "dim")]
 """A HotTable, as its `addresses` gives it: where its arrays are, and their sizes."""
@@ -84,3 +85,81 @@ def _hide_expired(header: I64, rows: I64, oldest_ms: int) -> int:
             rows[i] = -1
             hidden += 1
     return hidden
+
+
+# --- pushes ---
+
+SHARE = np.dtype([(name, np.int64) for name in ("rows", "keys", "count", "mark", "capacity", "first")])
+"""A group's share of a push: the row and the key of each of `count` positions, the table's scratch for `distinct`, and
+where the positions begin among those of all groups."""
+
+BLOCK = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            *("bag", "count", "first", "number"),  # positions, and where order and starts begin
+            *("weights", "weighted", "values", "size", "at", "bags", "scale", "scaled", "limits", "limited"),
+            *("data", "capacity", "width", "dim"),
+            *("low", "high", "out"),
+        )
+    ]
+)
+"""Some of the distinct rows of a share. Names as of bag_kernels.sum_bags; out: where their sums go."""
+
+
+@kernel
+def number_rows(
+    shares: AnyArray,
+    start: int,
+    end: int,
+    first: I64,
+    inverse: I32,
+    order: I32,
+    starts: I64,
+    rows: I64,
+    keys: I64,
+    counts: I64,
+) -> None:
+    """Number the distinct rows of the shares start..end - 1, and sort their positions by that number.
+
+    shares: SHARE[n]. first, inverse, rows, keys, order: of the positions of all shares. inverse and first as of
+    hot_kernels.distinct; rows, keys: of each distinct row; order and starts as of bag_kernels.by_number, those of share
+    s from starts[share.first + s] on; zero before. counts[s] = how many distinct rows a share has.
+    """
+    for s in range(start, end):
+        share = shares[s]
+        low, high = share.first, share.first + share.count
+        given, given_keys = integers_at(share.rows, share.count), integers_at(share.keys, share.count)
+        count = distinct(given, int32_at(share.mark, share.capacity), first[low:high], inverse[low:high])
+        for u in range(low, low + count):
+            rows[u] = given[first[u]]
+            keys[u] = given_keys[first[u]]
+        by_number(inverse[low:high], starts[low + s : low + s + count + 1], order[low:high])
+        counts[s] = count
+
+
+@kernel
+def sum_blocks(blocks: AnyArray, start: int, end: int, order: I32, starts: I64, rows: I64, finite: Bool) -> None:
+    """Sum the gradients of the rows of the blocks start..end - 1, from low to high - 1, to where they say.
+
+    blocks: BLOCK[n]; order, starts, rows: as `number_rows` left them. finite[b] = whether all sums of a block are.
+    """
+    for b in range(start, end):
+        block = blocks[b]
+        out = float_rows_at(block.out, block.high - block.low, block.dim)
+        sum_bags(
+            order[block.first : block.first + block.count],
+            starts[block.number : block.number + block.high + 1],
+            int32_at(block.bag, block.count),
+            floats_at(block.weights, block.weighted),
+            floats_at(block.values, block.size),
+            integers_at(block.at, block.bags),
+            floats_at(block.scale, block.scaled),
+            floats_at(block.limits, block.limited),
+            float_rows_at(block.data, block.capacity, block.width),
+            rows[block.first : block.first + block.high],
+            block.low,
+            block.high,
+            out,
+        )
+        finite[b] = all_finite(int32_at(block.out, (block.high - block.low) * block.dim))

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from rockbed.addresses import address_of, words_at
 from rockbed.kernels import inlined, kernel, mix64
-from rockbed.types import U64
+from rockbed.types import I64, U64
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -25,8 +26,14 @@ def _round(lane: Any, word: Any) -> Any:
 
 
 @kernel
-def _absorb(lanes: U64, words: U64) -> None:
-    # lanes[4] counts the words so far
+def _absorb(lanes: U64, parts: I64) -> None:
+    # parts: int64[n, 2], the address of each and its words. lanes[4] counts the words so far
+    for p in range(parts.shape[0]):
+        _absorb_words(lanes, words_at(parts[p, 0], parts[p, 1]))
+
+
+@kernel
+def _absorb_words(lanes: U64, words: U64) -> None:
     n = words.shape[0]
     i = 0
     while i < n and lanes[4] % np.uint64(4):
@@ -62,9 +69,7 @@ def _finish(lanes: U64) -> Any:
 def digest(parts: Iterable[Any]) -> int:
     """The digest of buffers laid end to end. Each is C-contiguous and a whole number of 8-byte words long."""
     lanes = np.array([_P1, _P2, _P1 ^ _P2, _P1 + (_P2 >> np.uint64(1)), 0], np.uint64)
-    for part in parts:
-        if not len(part):
-            continue
-        words = part.reshape(-1).view(np.uint64) if isinstance(part, np.ndarray) else np.frombuffer(part, np.uint64)
-        _absorb(lanes, words)
+    arrays = [part if isinstance(part, np.ndarray) else np.frombuffer(part, np.uint64) for part in parts if len(part)]
+    if arrays:
+        _absorb(lanes, np.array([(address_of(array), array.nbytes // 8) for array in arrays]))
     return int(_finish(lanes))

@@ -41,7 +41,7 @@ class Kind(IntEnum):
     COPY = 7
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Section:
     """One group's share of a push. keys: int64[n]; fresh: uint8[n]; grads: float32[n, dim]."""
 
@@ -53,7 +53,7 @@ class Section:
     step: int = -1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BagSection:
     """One group's share of a push of pooled rows, smaller than their summed gradients.
 

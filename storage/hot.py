@@ -89,6 +89,7 @@ class HotTable:
         data = address_of(self.data), self.capacity, self.width, self.dim
         self._addresses = address_of(self.header), address_of(self.flags), *data
         self._index_address = address_of(self._index_slots)
+        self.mark_address = address_of(self.mark)
         self.calls = 0  # of `find`: write-back sees by it whether anybody is using the group
 
     # --- find ---

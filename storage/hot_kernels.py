@@ -85,7 +85,7 @@ def touch_time(header: I64, flags: U8, rows: I64, now_ms: int) -> None:
 
 
 @kernel
-def distinct(rows: I64, mark: I32, first: I64, inverse: I64) -> int:
+def distinct(rows: I64, mark: I32, first: I64, inverse: I32 | I64) -> int:
     """Number the distinct rows in order of appearance.
 
     first[u] = position where the u-th distinct row appears first; inverse[i] = its number for position i, -1 where

@@ -3,14 +3,14 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 
 from rockbed import parallel
-from rockbed.parallel import GRAIN, core_to_spare, in_parts, side_by_side, spread
+from rockbed.parallel import GRAIN, core_to_spare, in_parts, in_runs, side_by_side, spread
 
 
 @pytest.fixture
@@ -58,27 +58,58 @@ def test_a_call_has_as_many_parts_as_there_are_cores_beside_other_threads_at_wor
     for thread in busy:
         thread.start()
         assert began.acquire(timeout=20)
-    parts: list[slice] = []
     names: list[str] = []
 
-    def call() -> None:
+    def call(*_: slice) -> None:
         time.sleep(0.01)  # so that a thread of the pool would come to it
         names.append(threading.current_thread().name)
 
+    def used(work: Callable[[], None]) -> tuple[int, int]:
+        """Parts, and threads that made them."""
+        names.clear()
+        work()
+        return len(names), len(set(names))
+
     try:
         assert core_to_spare() == (others < 2)
-        in_parts(6 * GRAIN, parts.append)
-        spread([(GRAIN, call)] * 9)
+        threads = max(1, 3 - others)
+        assert used(lambda: in_parts(6 * GRAIN, call)) == (6 if threads > 1 else 1, threads)
+        assert used(lambda: in_parts(60 * GRAIN, call)) == (4 * threads if threads > 1 else 1, threads)
+        assert used(lambda: in_parts(60 * GRAIN, call, fine=False)) == (threads, threads)
+        assert used(lambda: spread([(GRAIN, call)] * 9)) == (9, threads)
     finally:
         end.set()
         for thread in busy:
             thread.join(20)
-    assert len(parts) == max(1, 3 - others)
-    assert len(names) == 9
-    assert len(set(names)) <= max(1, 3 - others)
-    parts.clear()
-    in_parts(6 * GRAIN, parts.append)
-    assert len(parts) == 3
+    assert used(lambda: in_parts(60 * GRAIN, call)) == (12, 3)
+
+
+@pytest.mark.usefixtures("no_pool")
+def test_a_thread_that_is_held_up_leaves_its_parts_to_others() -> None:
+    held, end, done = threading.Event(), threading.Event(), list[slice]()
+
+    def work(part: slice) -> None:
+        if threading.current_thread() is not threading.main_thread() and not held.is_set():
+            held.set()
+            assert end.wait(20)
+        elif not held.wait(20) or len(done) == 10:
+            end.set()  # the others have done all but what the first thread holds
+        done.append(part)
+
+    in_parts(60 * GRAIN, work)
+    assert len(done) == 12
+    assert sum(part.stop - part.start for part in done) == 60 * GRAIN
+
+
+@pytest.mark.parametrize("n", [5, 6 * GRAIN])
+@pytest.mark.usefixtures("no_pool")
+def test_every_piece_is_in_one_run_the_empty_ones_too(n: int) -> None:
+    begins = [0, 0, *range(1, n, max(1, n // 1000)), n - 1, n, n]
+    seen: Counter[int] = Counter()
+    in_runs(begins, n, lambda start, end: seen.update(range(start, end)))
+    assert seen == Counter(range(len(begins)))
+    in_runs([], 0, lambda start, end: seen.update([start, end]))
+    assert seen[0] == 3
 
 
 @pytest.mark.usefixtures("no_pool")
@@ -124,14 +155,18 @@ def test_calls_beside_others_have_no_core_to_spare() -> None:
 def test_what_a_part_raises_is_raised_when_all_have_ended() -> None:
     ended = []
 
-    def work(part: slice) -> None:
-        if part.stop == 6 * GRAIN:
-            raise KeyError("the last")
-        ended.append(part)
+    begun = threading.Barrier(3)
 
-    with pytest.raises(KeyError, match="the last"):
+    def work(part: slice) -> None:
+        begun.wait(20)
+        if part.start == GRAIN:
+            raise KeyError("the second")
+        time.sleep(0.05)
+        ended.append(part.start)
+
+    with pytest.raises(KeyError, match="the second"):
         in_parts(6 * GRAIN, work)
-    assert len(ended) == 2
+    assert sorted(ended) == [0, 2 * GRAIN]  # nor are those begun that come after the error
 
 
 @pytest.mark.usefixtures("no_pool")

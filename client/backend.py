@@ -51,13 +51,14 @@ class Backend(Protocol):
     def fused_lookup(
         self, batch: Sequence[Bags], pooled: F32, sequences: Sequence[F32], *, train: bool, keep: bool
     ) -> bytes | None:
-        """Look up all features of a batch that `check_bags` has checked, in one call.
+        """Look up all features of a batch in one call.
 
         pooled: float32[B, D], C-contiguous, filled with the results of the features that have a combiner side by side,
         D = the sum of their groups' dims. sequences: for each other feature float32[nnz, dim], filled with its rows.
         Where a batch has arrays of `device`, these are of it as well.
         keep: returns a handle by which `fused_apply_gradients` may be told of the batch for a short time; None where
-        it cannot be kept, or is not to be.
+        it cannot be kept, or is not to be. Raises what `check_bags` raises, whether or not it was called before: the
+        arrays are the caller's, who may have changed them.
         """
 
     def fused_apply_gradients(

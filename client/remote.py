@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rockbed.adaptive_messages import adaptive_request, mask_from
-from rockbed.bags import Bags
+from rockbed.bags import Bags, check_bags
 from rockbed.client.arrays import checked_group
 from rockbed.client.connection import Connection
 from rockbed.client.pushes import messages
@@ -182,6 +182,7 @@ class Remote:
     def fused_lookup(
         self, batch: Sequence[Bags], pooled: F32, sequences: Sequence[F32], *, train: bool, keep: bool
     ) -> bytes | None:
+        check_bags(batch)  # what is wrong with it may have no form on the wire
         outs = (pooled, *sequences)
         result_bytes = float_bytes(self._precision) * sum(out.size for out in outs)
         self._must_take(batch, result_bytes, "the results")
@@ -205,6 +206,8 @@ class Remote:
         steps: Mapping[int, int],
         request: Request | None,
     ) -> bool:
+        if handle is None:
+            check_bags(batch)
         of = batch if handle is None else handle
         sent = [floats_to_wire(grads, self._precision) for grads in (pooled, *sequences)]
         request = request or self._next_request()

@@ -16,7 +16,7 @@ import numpy as np
 
 from rockbed.kernels import kernel
 from rockbed.optimizers.base import Rule, beta1, beta2, epsilon, learning_rate, register, weight_decay
-from rockbed.optimizers.rowloop import AHEAD, power, prefetch_row
+from rockbed.optimizers.rowloop import AHEAD, power, prefetch_row, sum_of_squares
 from rockbed.types import F32, I64
 
 
@@ -46,12 +46,10 @@ def _step(
             correction1 = 1.0 / (1.0 - power(beta1, last))
             correction2 = math.sqrt(1.0 / (1.0 - power(beta2, last)))
         rate = np.float32(lr[i] * correction1)
-        total = np.float32(0.0)
         for j in range(d):
             g = grads[i, j] + decay * data[r, j]
-            total += g * g
             data[r, d + j] = b1 * data[r, d + j] + c1 * g
-        v = b2 * data[r, d2] + c2 * (total / np.float32(dim))
+        v = b2 * data[r, d2] + c2 * (sum_of_squares(grads, i, data, rows[i], decay) / np.float32(dim))
         data[r, d2] = v
         rate = np.float32(rate / (math.sqrt(v) * correction2 + eps))
         for j in range(d):

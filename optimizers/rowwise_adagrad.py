@@ -15,7 +15,7 @@ import numpy as np
 
 from rockbed.kernels import kernel
 from rockbed.optimizers.base import Rule, epsilon, initial_accumulator, learning_rate, register, weight_decay
-from rockbed.optimizers.rowloop import AHEAD, prefetch_row
+from rockbed.optimizers.rowloop import AHEAD, prefetch_row, sum_of_squares
 from rockbed.types import F32, I64
 
 
@@ -27,11 +27,7 @@ def _step(data: F32, rows: I64, grads: F32, lr: F32, decay: np.float32, eps: np.
         if i + AHEAD < n:
             prefetch_row(data, rows[i + AHEAD])
         r = np.uint64(rows[i])
-        total = np.float32(0.0)
-        for j in range(d):
-            g = grads[i, j] + decay * data[r, j]
-            total += g * g
-        a = data[r, d] + total / np.float32(dim)
+        a = data[r, d] + sum_of_squares(grads, i, data, rows[i], decay) / np.float32(dim)
         data[r, d] = a
         rate = lr[i] / (math.sqrt(a) + eps)
         for j in range(d):

@@ -4,10 +4,13 @@
 // A rule is made from its parameters (`h`, in the order that rules.py gives), has SLOTS slots as wide as the row, then
 // SINGLES single values (0 or 1). For each row:
 //   begin(lr, step, single): the row's rate, what depends on its step. False: the row is left as it is.
-//   first(p, j): for element j of a piece. What it returns is summed over the row, in ascending order, if it REDUCES.
-//   middle(lr, total, dim, single), then second(p, j): only if it REDUCES.
+//   first(p, j): for element j of a piece. What it returns is summed over the row, as SUM says.
+//   middle(lr, total, dim, single), then second(p, j): unless SUM is NO_SUM.
 #pragma once
 #include "lanes.cuh"
+
+// How the values of a row's elements become one: in ascending order, or as optimizers/rowloop.py's sum_of_squares does.
+enum { NO_SUM, IN_ORDER, BY_EIGHTS };
 
 // Four elements of a row, in registers: weights, gradients, slots.
 template <int SLOTS>
@@ -29,10 +32,10 @@ DEVICE double power(double base, i64 exponent) {
     return result;
 }
 
-template <int SLOT_COUNT, int SINGLE_COUNT = 0, bool DOES_REDUCE = false>
+template <int SLOT_COUNT, int SINGLE_COUNT = 0, int HOW = NO_SUM>
 struct Rule {
     static const int SLOTS = SLOT_COUNT, SINGLES = SINGLE_COUNT;
-    static const bool REDUCES = DOES_REDUCE;
+    static const int SUM = HOW;
     typedef Piece<SLOT_COUNT> P;
     float rate;
     METHOD bool begin(float lr, i64 step, float& single) {
@@ -115,7 +118,7 @@ struct AdagradDecay : Rule<1, 1> {
     bool discounts;
 };
 
-struct RowwiseAdagrad : Rule<0, 1, true> {
+struct RowwiseAdagrad : Rule<0, 1, BY_EIGHTS> {
     float decay, eps;
     METHOD RowwiseAdagrad(const double* h) : decay((float)h[0]), eps((float)h[1]) {}
     METHOD float first(P& p, int j) {
@@ -177,8 +180,8 @@ struct RmspropMomentum : Rule<2> {
 };
 
 // What the rules with two moments and bias corrections share. h: beta1, beta2, then their own.
-template <int SLOT_COUNT, int SINGLE_COUNT = 0, bool DOES_REDUCE = false>
-struct Moments : Rule<SLOT_COUNT, SINGLE_COUNT, DOES_REDUCE> {
+template <int SLOT_COUNT, int SINGLE_COUNT = 0, int HOW = NO_SUM>
+struct Moments : Rule<SLOT_COUNT, SINGLE_COUNT, HOW> {
     double beta1, beta2;
     float b1, b2, c1, c2, root;
     METHOD Moments(const double* h)
@@ -287,11 +290,11 @@ struct RectifiedAdam : Moments<2> {
     }
 };
 
-struct PartialRowwiseAdam : Moments<1, 1, true> {
+struct PartialRowwiseAdam : Moments<1, 1, BY_EIGHTS> {
     float decay, eps;
     double correction2;
     METHOD PartialRowwiseAdam(const double* h)
-        : Moments<1, 1, true>(h), decay((float)h[2]), eps((float)h[3]) {}
+        : Moments<1, 1, BY_EIGHTS>(h), decay((float)h[2]), eps((float)h[3]) {}
     METHOD bool begin(float lr, i64 step, float& single) {
         rate = (float)(lr * (1.0 / (1.0 - power(beta1, step))));
         correction2 = square_root(1.0 / (1.0 - power(beta2, step)));
@@ -350,10 +353,10 @@ struct Ftrl : Rule<2> {
     }
 };
 
-struct GroupAdam : Moments<3, 0, true> {
+struct GroupAdam : Moments<3, 0, IN_ORDER> {
     float eps, lambda1, lambda2, lambda21, l1, l2, keep;
     METHOD GroupAdam(const double* h)
-        : Moments<3, 0, true>(h), eps((float)h[2]), lambda1((float)h[3]), lambda2((float)h[4]), lambda21((float)h[5]) {}
+        : Moments<3, 0, IN_ORDER>(h), eps((float)h[2]), lambda1((float)h[3]), lambda2((float)h[4]), lambda21((float)h[5]) {}
     METHOD bool begin(float lr, i64 step, float& single) {
         rate = (float)(lr * (square_root(1.0 - power(beta2, step)) / (1.0 - power(beta1, step))));
         l1 = lr * lambda1;
@@ -385,7 +388,7 @@ struct GroupAdam : Moments<3, 0, true> {
     }
 };
 
-struct SparseGroupFtrl : Rule<2, 0, true> {
+struct SparseGroupFtrl : Rule<2, 0, IN_ORDER> {
     float l1, l2, lambda21, shrinkage, keep;
     METHOD SparseGroupFtrl(const double* h)
         : l1((float)h[0]), l2((float)h[1]), lambda21((float)h[2]), shrinkage((float)h[3]) {}

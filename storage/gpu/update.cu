@@ -1,6 +1,6 @@
 // One step of an update rule on distinct rows, from stamping the header to clamping the weights: what server/push.py's
 // `_update_rows` does, in one launch. A row is worked on by as many lanes as it has quarters, up to a warp; a row of more
-// than 128 floats takes several rounds. Sums over a row are made in the order of its elements, so the bits are the CPU's.
+// than 128 floats takes several rounds. Sums over a row are made in the CPU's order, so the bits are the CPU's.
 //
 // What is compiled is an instance: UPDATE(name, rule, dim), which rules.py puts behind this source.
 #include "optimizers.cuh"
@@ -21,6 +21,24 @@ DEVICE T add_in_order(const Lanes<LANES>& lanes, T total, const T (&x)[4]) {
     for (int lane = 0; lane < LANES; ++lane) total = lanes.from((((total + x[0]) + x[1]) + x[2]) + x[3], lane);
     return total;
 }
+
+// Sums of eight values in turn, brought together by halves: as the vectors of optimizers/rowloop.py. Lanes of even
+// number have the first four sums, the others the last four.
+template <int LANES>
+struct Eights {
+    float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+
+    // The next 4 * LANES values of a row.
+    METHOD void add(const Lanes<LANES>& lanes, const float (&x)[4]) {
+        for (int pair = 0; pair < LANES / 2; ++pair)
+            for (int j = 0; j < 4; ++j) sums[j] = lanes.from(sums[j] + x[j], 2 * pair + lanes.lane % 2);
+    }
+    METHOD float total(const Lanes<LANES>& lanes) const {
+        float both[4];
+        for (int j = 0; j < 4; ++j) both[j] = LANES == 1 ? 0.0f : sums[j] + lanes.from(sums[j], lanes.lane ^ 1);
+        return (both[0] + both[2]) + (both[1] + both[3]);
+    }
+};
 
 template <class R, int DIM>
 struct Row {
@@ -89,20 +107,31 @@ struct Row {
         float single = R::SINGLES ? *single_at : 0.0f;
         lanes.wait();  // all have read it before one writes it
         const bool active = rule.begin(lr, step, single);
+        const int whole = DIM / 8 * 8;  // the rest is added in order, and is of the last round
+        Eights<LANES> eights;
         float total = 0.0f;
         P p;
         for (int round = 0; round < ROUNDS; ++round) {
             load(round, p);
             read_gradient(round, limits, p.g);
             for (int j = 0; j < 4; ++j) p.g[j] *= scale;
-            float parts[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            for (int j = 0; j < 4; ++j)
-                if (active && has(round, j)) parts[j] = rule.first(p, j);
-            if (R::REDUCES) total = add_in_order(lanes, total, parts);
-            if (!R::REDUCES) bound(limits, p);
-            if (!R::REDUCES || ROUNDS > 1) save(round, p);
+            float parts[4] = {0.0f, 0.0f, 0.0f, 0.0f}, rest[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+            for (int j = 0; j < 4; ++j) {
+                if (!active || !has(round, j)) continue;
+                const float part = rule.first(p, j);
+                const bool in_order = R::SUM == IN_ORDER || column(round) + j >= whole;
+                (in_order ? rest : parts)[j] = part;
+            }
+            if (R::SUM == BY_EIGHTS) {
+                eights.add(lanes, parts);
+                if (round == ROUNDS - 1) total = eights.total(lanes);
+            }
+            if (R::SUM == IN_ORDER || (R::SUM == BY_EIGHTS && whole < DIM && round == ROUNDS - 1))
+                total = add_in_order(lanes, total, rest);
+            if (R::SUM == NO_SUM) bound(limits, p);
+            if (R::SUM == NO_SUM || ROUNDS > 1) save(round, p);
         }
-        if (R::REDUCES) {
+        if (R::SUM != NO_SUM) {
             if (active) rule.middle(lr, total, DIM, single);
             for (int round = 0; round < ROUNDS; ++round) {
                 if (ROUNDS > 1) {

@@ -73,10 +73,7 @@ class Embedded:
         self.engine.lookup(asked.group, asked.keys, asked.out, train=train, generation=asked.generation)
 
     def lookup_many(self, lookups: Sequence[Lookup], *, train: bool) -> None:
-        for each in lookups:  # before rows are made for any of them
-            self.engine.group(each.group, each.generation)
-        for each in lookups:
-            self.lookup(each, train=train)
+        self.engine.lookup_many(lookups, train=train)
 
     def apply_gradients(self, items: Sequence[Gradients], request: Request | None) -> bool:
         return self.engine.apply_gradients(items, request)

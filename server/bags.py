@@ -17,9 +17,11 @@ TINIEST = float(np.finfo(np.float32).smallest_subnormal)  # 0 is no limit to the
 
 @dataclass(slots=True)
 class CleanBags:
-    """Bags of which every key counts. keys: int64[n]; offsets: int64[bags + 1]; weights: float32[n], what rows are
-    multiplied by, or empty = 1 each; scale: float32[bags], what the sum over a bag is multiplied by, or empty = 1. One
-    of the two at the most is not empty."""
+    """Bags of which every key counts, but for the group's padding key where they are not `pruned`.
+
+    keys: int64[n]; offsets: int64[bags + 1]; weights: float32[n], what rows are multiplied by, or empty = 1 each;
+    scale: float32[bags], what the sum over a bag is multiplied by, or empty = 1. At most one of the two is not empty.
+    """
 
     group: int
     keys: I64
@@ -29,11 +31,23 @@ class CleanBags:
     max_norm: float | None
     pooled: bool  # False for a sequence, whose every key is a bag of its own
     generation: int = 0
+    pruned: bool = True
 
     @property
     def count(self) -> int:
         """How many bags there are."""
         return self.offsets.size - 1
+
+    @property
+    def are_rows(self) -> bool:
+        """Whether what is wanted is the row of each key, and no sum."""
+        return not self.pooled and self.keys.size == self.count
+
+    @classmethod
+    def of_keys(cls, group: int, keys: I64) -> "CleanBags":
+        """Each key on its own, also those that a batch would be rid of. The padding key has no row."""
+        offsets = np.arange(keys.size + 1)
+        return cls(group, keys, offsets, _NO_FLOATS, _NO_FLOATS, None, pooled=False, pruned=False)
 
 
 def clean(bags: Bags, config: GroupConfig) -> CleanBags:

@@ -26,8 +26,8 @@ from rockbed.errors import (
 )
 from rockbed.interrupts import Uninterrupted
 from rockbed.parallel import spread
-from rockbed.requests import Request
-from rockbed.server import admission_files, grouping, opening, push, space, tiers
+from rockbed.requests import Lookup, Request
+from rockbed.server import admission_files, grouping, many_lookups, opening, push, space, tiers
 from rockbed.server.bag_gradients import FeatureGradients
 from rockbed.server.clients import Clients
 from rockbed.server.device_pushes import DevicePrepared
@@ -167,6 +167,13 @@ class Engine:
         if train:
             self.must_be_writable("look up with train=True (absent keys would get rows); pass train=False")
         tiers.lookup(self, self.group(number, generation), keys, out, train=train)
+
+    def lookup_many(self, lookups: Sequence[Lookup], *, train: bool) -> None:
+        """Several of them. See many_lookups.lookup_many."""
+        self.check_open()
+        if train:
+            self.must_be_writable("look up with train=True (absent keys would get rows); pass train=False")
+        many_lookups.lookup_many(self, lookups, train=train)
 
     def prefetch(self, number: int, keys: I64, generation: int = 0) -> tuple[int, int]:
         """Bring the rows of keys int64[n] from disk into memory. See lookups.prefetch."""

@@ -10,6 +10,7 @@ from rockbed.errors import BatchTooLarge
 from rockbed.server.fetched import Fetched
 from rockbed.server.fitting import must_take
 from rockbed.server.group import SPACE_TRIES, Group
+from rockbed.server.seen import Seen
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.hot import NeedSpace
 from rockbed.storage.record import headers_of
@@ -33,7 +34,7 @@ def lookup(group: Group, keys: I64, out: F32, *, train: bool) -> None:
     def gather(rows: I64, missing: int) -> tuple[I64, int]:
         group.table.gather(rows, out)
         if train and not missing:
-            group.latest_lookups.note(group.table, keys, rows)
+            group.latest_lookups.note(keys, Seen(group.table, group.table.left, rows))
         return rows, missing
 
     rows, missing = with_rows(group, keys, now_ms, gather, train=train)

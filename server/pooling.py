@@ -1,7 +1,7 @@
 """Lookups of bags of keys: the features of a batch in one go where all they need is to read rows in memory, the others
 each on its own."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
@@ -53,7 +53,11 @@ def pool_all(wanted: Mapping[int, Wanted], seen: dict[int, Seen], *, train: bool
 
 def _pool_together(wanted: Mapping[int, Wanted], *, train: bool) -> dict[int, Seen]:
     """Look up the features for which no row has to be changed first. Returns where their rows are."""
-    wanted = {number: each for number, each in wanted.items() if may_only_read(each[0], train=train)}
+    wanted = {
+        number: (group, bags, place)
+        for number, (group, bags, place) in wanted.items()
+        if may_only_read(group, train=train) and (bags.pruned or group.config.padding_key is None)
+    }
     if not wanted:
         return {}
     groups = {group.number: group for group, _, _ in wanted.values()}
@@ -82,7 +86,7 @@ def _pool_together(wanted: Mapping[int, Wanted], *, train: bool) -> dict[int, Se
     return seen
 
 
-def _find_and_pool(wanted: Sequence[Wanted], now_ms: int) -> Iterator[tuple[I64, int, int]]:
+def _find_and_pool(wanted: Sequence[Wanted], now_ms: int) -> list[tuple[I64, int, int]]:
     """For each feature the row of each key, and how many keys have none, and one that has expired; where all have one
     the place is filled. With the locks of the groups shared."""
     pieces: list[tuple[Any, ...]] = []
@@ -104,16 +108,16 @@ def _find_and_pool(wanted: Sequence[Wanted], now_ms: int) -> Iterator[tuple[I64,
         rows.size,
         lambda start, end: batch_kernels.find_and_pool(work, start, end, TOUCHED, _NO_ROWS, rows, absent),
     )
-    totals = np.add.reduceat(absent, features[:-1])
-    for i, (missing, expired) in enumerate(totals.tolist()):
-        yield rows[firsts[i] : firsts[i + 1]], missing, expired
+    totals = np.add.reduceat(absent, features[:-1]).tolist()
+    return [(rows[firsts[i] : firsts[i + 1]], missing, expired) for i, (missing, expired) in enumerate(totals)]
 
 
 def _addresses(bags: CleanBags, place: Place) -> tuple[int, ...]:
     """What batch_kernels.PIECE says of a feature's arrays."""
     keys, offsets, weights, scale, (out, column) = bags.keys, bags.offsets, bags.weights, bags.scale, place
     arrays = address_of(keys), address_of(offsets), address_of(weights), address_of(scale)
-    return *arrays, keys.size, bags.count, weights.size, scale.size, address_of(out), out.shape[1], column
+    sizes = keys.size, bags.count, weights.size, scale.size, not bags.are_rows
+    return *arrays, *sizes, address_of(out), out.shape[1], column
 
 
 def _cuts(bags: CleanBags) -> Sequence[tuple[int, int]]:
@@ -172,7 +176,7 @@ def _pool_absent(group: Group, bags: CleanBags, rows: I64, now_ms: int, out: F32
 def _combine(group: Group, bags: CleanBags, rows: I64, absent: F32, out: F32, column: int) -> None:
     table, dim, limit = group.table, group.config.dim, bags.max_norm
     plain = not absent.size and not bags.weights.size and limit is None
-    if plain and not bags.pooled and rows.size == bags.count:
+    if plain and bags.are_rows:
         table.gather(rows, out)
         return
 

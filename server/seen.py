@@ -35,11 +35,10 @@ class LatestLookups:
         self._lock = threading.Lock()
         self._lookups: list[tuple[I64, Seen]] = []
 
-    def note(self, table: HotTable, keys: I64, rows: I64) -> None:
-        """Remember where keys were found, all of them. keys: int64[n]; rows: int64[n], the caller's no longer. With the
-        group's lock held or shared."""
+    def note(self, keys: I64, seen: Seen) -> None:
+        """Remember where keys were found, all of them. keys: int64[n]; seen: the caller's no longer."""
         if _KEYS_LEAST <= keys.size <= _KEYS_MOST:
-            latest = keys.copy(), Seen(table, table.left, rows)
+            latest = keys.copy(), seen
             with self._lock:
                 self._lookups = [*self._lookups[1 - _LOOKUPS :], latest]
 

@@ -15,6 +15,7 @@ from rockbed.messages import (
     read_push_request,
 )
 from rockbed.requests import Gradients
+from rockbed.requests import Lookup as Asked
 from rockbed.server.access import Principal, Role
 from rockbed.server.limits import Limits
 from rockbed.server.service_access import Access
@@ -74,7 +75,7 @@ class EmbeddingService:
             room = self._limits.message_bytes_max
             for request in requests:  # before rows are made for any of them
                 room -= self._must_be_allowed(request, caller, room)
-            return lookup_many_response([self._weights(request) for request in requests])
+            return lookup_many_response(self._weights_of_many(requests))
 
     def LookupStream(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         with answered(context):
@@ -130,12 +131,22 @@ class EmbeddingService:
         return size
 
     def _weights(self, request: Any) -> Any:
-        keys = self._keys(request.keys)
+        asked = self._asked(request)
         engine = self._serving.engine
-        group, generation = request.group, request.generation
-        out = np.empty((keys.size, engine.group(group, generation).config.dim), np.float32)
-        engine.lookup(group, keys, out, train=bool(request.train), generation=generation)
-        return floats_to_wire(out, request.precision)
+        engine.lookup(asked.group, asked.keys, asked.out, train=bool(request.train), generation=asked.generation)
+        return floats_to_wire(asked.out, request.precision)
+
+    def _weights_of_many(self, requests: list[Any]) -> list[Any]:
+        lookups = [self._asked(request) for request in requests]
+        for train in {bool(request.train) for request in requests}:
+            pairs = zip(lookups, requests, strict=True)
+            self._serving.engine.lookup_many([each for each, by in pairs if bool(by.train) == train], train=train)
+        return [floats_to_wire(each.out, request.precision) for each, request in zip(lookups, requests, strict=True)]
+
+    def _asked(self, request: Any) -> Asked:
+        keys = self._keys(request.keys)
+        dim = self._serving.engine.group(request.group, request.generation).config.dim
+        return Asked(request.group, keys, np.empty((keys.size, dim), np.float32), request.generation)
 
     def _apply(self, request: Any, caller: Principal) -> Any:
         caller.must_reach(share.group for share in request.groups)

@@ -5,7 +5,7 @@ import numpy as np
 from rockbed.addresses import bytes_at, float_rows_at, floats_at, int32_at, integer_rows_at, integers_at
 from rockbed.kernels import kernel, prefetch
 from rockbed.storage.bag_kernels import by_number, pool, pool_rows, sum_bags
-from rockbed.storage.hot_kernels import all_finite, distinct
+from rockbed.storage.hot_kernels import all_finite, distinct, gather
 from rockbed.storage.index import find
 from rockbed.types import F32, I32, I64, AnyArray, Bool
 
@@ -24,6 +24,7 @@ PIECE = np.dtype(
         ("bags", np.int64),
         ("weighted", np.int64),  # how many weights and scales there are
         ("scaled", np.int64),
+        ("pooled", np.int64),  # 0: each bag has one key, whose row is copied
         ("out", np.int64),
         ("stride", np.int64),
         ("column", np.int64),
@@ -65,7 +66,9 @@ def find_and_pool(pieces: AnyArray, start: int, end: int, touch: int, none: F32,
         data = float_rows_at(piece.data, piece.capacity, piece.width)
         out = float_rows_at(piece.out, piece.bags, piece.stride)
         scale = floats_at(piece.scale, piece.scaled)
-        if piece.weighted or piece.limit > 0:
+        if not piece.pooled and piece.limit == 0:
+            gather(data, own[low:high], piece.dim, out[low:high])
+        elif piece.weighted or piece.limit > 0:
             weights = floats_at(piece.weights, piece.weighted)
             to = piece.dim, out, piece.column, piece.low, piece.high
             pool(data, none, own, offsets, weights, scale, piece.limit, *to)

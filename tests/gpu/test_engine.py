@@ -58,6 +58,11 @@ def test_lookups_and_single_use_pushes_are_the_same_bit_for_bit(
             rows.apply_gradients(keys, grads)
     assert stats_of(groups[0])["device_rows"] > 30
     every = np.arange(-20, 60)
+    for rows in groups:  # the second group beside it stays in memory
+        kept = embedding(rows.storage, 6, 9, initializer=uniform(), refresh="lookup", ttl=9.0)
+        first, second, again = rows.storage.lookup([(rows, every), (kept, every), (rows, every[::-1].copy())])
+        assert_equal([first, again[::-1], rows.lookup(every)])
+        assert_equal([second, kept.lookup(every)])
     assert_same_rows(groups, every)
     figures = [stats_of(rows) for rows in groups]
     for name in ("rows", "lookup_keys", "inserts", "misses", "push_keys", "updates"):

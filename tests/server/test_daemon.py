@@ -234,6 +234,20 @@ def test_lookups_together_are_sent_in_messages_that_the_server_takes(server: Ser
         np.testing.assert_array_equal(got, table.lookup(keys, train=False))
 
 
+def test_each_of_several_lookups_says_whether_it_trains(server: Server, channel: grpc.Channel) -> None:
+    before = server.engine.groups[0].counters.rows
+    many = channel.unary_unary("/rockbed.v1.Embedding/LookupMany")
+    lookups = [
+        embedding_pb2.LookupRequest(keys=_keys(key), train=train)
+        for key, train in ((9_001, False), (9_002, True), (9_003, False), (9_004, True))
+    ]
+    answer = embedding_pb2.LookupManyResponse.FromString(
+        many(embedding_pb2.LookupManyRequest(lookups=lookups).SerializeToString())
+    )
+    assert len(answer.lookups) == 4
+    assert server.engine.groups[0].counters.rows == before + 2
+
+
 def test_lookups_together_that_cannot_be_make_no_rows(server: Server, channel: grpc.Channel) -> None:
     before = server.engine.groups[0].counters.rows
     good = embedding_pb2.LookupRequest(keys=_keys(70, 71), train=True)

@@ -58,6 +58,17 @@ def test_a_push_to_the_keys_of_a_lookup_does_not_search(storage: PyStorage, sear
     assert_sound(storage)
 
 
+def test_lookups_of_several_groups_at_once_serve_their_push(storage: PyStorage, searches: Searches) -> None:
+    tables = [embedding(storage, group=group) for group in range(3)]
+    for rows in tables:
+        rows.apply_gradients(KEYS, ones(N))
+    storage.lookup([(rows, KEYS) for rows in tables])
+    push = [(rows, KEYS.copy(), ones(N)) for rows in tables]
+    assert not searches(lambda: storage.apply_gradients(push))
+    assert searches(lambda: storage.apply_gradients(push))
+    assert all((rows.lookup(KEYS, train=False) == -1.5).all() for rows in tables)
+
+
 def test_repeated_keys_are_summed(storage: PyStorage, searches: Searches) -> None:
     rows, keys = embedding(storage), np.concatenate([KEYS, KEYS[:9], KEYS[:3]])
     rows.lookup(keys)

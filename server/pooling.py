@@ -11,7 +11,7 @@ import numpy as np
 
 from rockbed.addresses import address_of
 from rockbed.interrupts import Uninterrupted
-from rockbed.parallel import in_runs, spread
+from rockbed.parallel import GRAIN, in_runs, spread
 from rockbed.server.bags import CleanBags
 from rockbed.server.fetched import find_in
 from rockbed.server.group import Group
@@ -28,7 +28,6 @@ Wanted = tuple[Group, CleanBags, Place]
 """A feature of a batch: what to look up, and where to put it."""
 
 _NO_ROWS = np.empty((0, 0), np.float32)
-_PIECE_KEYS = 1 << 14  # to be shared out among threads; each piece begins with waiting for its first rows
 
 
 def pool_all(wanted: Mapping[int, Wanted], seen: dict[int, Seen], *, train: bool) -> None:
@@ -121,11 +120,11 @@ def _addresses(bags: CleanBags, place: Place) -> tuple[int, ...]:
 
 
 def _cuts(bags: CleanBags) -> Sequence[tuple[int, int]]:
-    """The bags of a feature in runs that have about _PIECE_KEYS keys, one at least."""
-    n = bags.keys.size // _PIECE_KEYS
+    """The bags of a feature in runs that are worth a thread, one at least: each begins with waiting for its rows."""
+    n = bags.keys.size // GRAIN
     if n <= 1:
         return ((0, bags.count),)
-    cuts = np.searchsorted(bags.offsets[1:-1], np.arange(1, n) * _PIECE_KEYS) + 1
+    cuts = np.searchsorted(bags.offsets[1:-1], np.arange(1, n) * GRAIN) + 1
     ends = sorted({0, bags.count, *cuts.tolist()})
     return list(pairwise(ends))
 

@@ -143,7 +143,7 @@ def number_rows(
 
 @kernel
 def sum_blocks(blocks: AnyArray, start: int, end: int, order: I32, starts: I64, rows: I64, finite: Bool) -> None:
-    """Sum the gradients of the rows of the blocks start..end - 1, from low to high - 1, to where they say.
+    """Sum the gradients of the rows of the blocks start..end - 1, float32[high - low, dim], to where each of them says.
 
     blocks: BLOCK[n]; order, starts, rows: as `number_rows` left them. finite[b] = whether all sums of a block are.
     """

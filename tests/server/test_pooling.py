@@ -91,10 +91,11 @@ def test_two_lookups_combine_rows_at_the_same_time(storage: PyStorage, monkeypat
 def test_a_feature_may_be_cut_into_pieces_of_any_size_for_several_threads(
     open_storage: OpenStorage, monkeypatch: pytest.MonkeyPatch, keys: int
 ) -> None:
-    monkeypatch.setattr(pooling, "_PIECE_KEYS", keys)
+    monkeypatch.setattr(pooling, "GRAIN", keys)
     monkeypatch.setattr(parallel, "GRAIN", 16)
     monkeypatch.setattr(parallel, "THREADS", 3)
     monkeypatch.setattr(parallel, "_CORES", 3)
+    monkeypatch.setattr(parallel, "_pool", None)
     monkeypatch.setattr(parallel, "_pool_process", 0)  # with three threads
     features = every_feature(two_tables(open_storage()))
     fused, random = FusedEmbedding(features), np.random.default_rng(7)

@@ -84,6 +84,25 @@ def test_other_threads_are_guarded_without_touching_the_handlers(alarm: Callable
     assert inside == [before]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later: there are other threads
+def test_a_child_that_a_thread_forked_is_guarded_in_that_thread() -> None:
+    def guarded() -> bool:
+        with Uninterrupted():
+            return signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+
+    def fork() -> None:
+        child = os.fork()
+        if child == 0:
+            os._exit(int(guarded()))  # by now the thread is the main one
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    ended: list[int] = []
+    thread = threading.Thread(target=fork)
+    thread.start()
+    thread.join(30)
+    assert ended == [1]
+
+
 def test_a_lookup_that_is_interrupted_gives_each_key_a_row_of_its_own(
     open_storage: OpenStorage, alarm: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,19 +1,13 @@
 """A push of gradients of pooled rows: what each bag's gradient means for the rows in it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
-from rockbed.bags import Bags
-from rockbed.config import GroupConfig
-from rockbed.device_arrays import on_device
 from rockbed.parallel import in_parts
-from rockbed.server.bags import CleanBags, clean
 from rockbed.server.seen import Seen
 from rockbed.storage import bag_kernels as k
-from rockbed.storage.gpu.devices import Device
 from rockbed.types import F32, I32, I64, U32
 
 _NONE = np.empty(0, np.float32)
@@ -55,6 +49,15 @@ class BagSource:
         return BagSource.of(grads)
 
 
+class BagAddresses(NamedTuple):
+    """Where arrays of BagGradients begin, see rockbed.addresses: those that parts of other arrays are used for."""
+
+    keys: int
+    bag: int
+    values: int
+    at: int
+
+
 @dataclass(slots=True)
 class BagGradients:
     """A group's share of a push of pooled rows.
@@ -72,6 +75,7 @@ class BagGradients:
     grads: BagSource
     limits: F32
     step: int | None
+    addresses: BagAddresses
     seen: Seen | None = None
     generation: int = 0
 
@@ -79,40 +83,19 @@ class BagGradients:
     def dim(self) -> int:
         return self.grads.dim
 
+    def are_fewer_than(self, rows: int) -> bool:
+        """Whether a journal takes fewer bytes for these gradients than for their sums by row. rows: distinct ones.
+
+        False as well where the sums depend on the rows.
+        """
+        size = 4 * self.keys.size + self.sizes.nbytes + self.weights.nbytes + self.grads.nbytes
+        return not self.limits.size and size < 4 * self.dim * rows
+
     def per_key(self, data: F32, rows: I64) -> F32:
         """The gradient that each position sends to its row, float32[n, dim]."""
         out = np.empty((self.keys.size, self.grads.dim), np.float32)
         k.repeat_bags(self.bag, self.weights, *self.grads.arguments, self.limits, data, rows, out)
         return out
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureGradients:
-    """The same as a device takes it: the features that the group has in a batch, at least one, as they were sent, and
-    for each the array that holds the gradients of its bags, and their first column. dim: theirs; step, generation: of
-    Gradients. Some of the arrays may be the device's.
-    """
-
-    group: int
-    features: Sequence[Bags]
-    given: Sequence[tuple[F32, int]]
-    dim: int
-    step: int | None
-    generation: int = 0
-
-    def in_memory(self, config: GroupConfig, device: Device | None) -> BagGradients:
-        """The same as memory takes it. device: whose arrays some may be. Raises what check_arrays raises for those."""
-        features, given = self.features, self.given
-        if device is not None:
-            features = [device.in_memory(each) for each in features]
-            given = [self._down(device, array, column) for array, column in given]
-        return joined([clean(each, config) for each in features], given, [], self.dim, self.step)
-
-    def _down(self, device: Device, array: F32, column: int) -> tuple[F32, int]:
-        if not on_device(array):
-            return array, column
-        with device.queue():
-            return device.down(array[:, column : column + self.dim]), 0
 
 
 @dataclass(slots=True)
@@ -151,13 +134,7 @@ class BagSums:
         return self.grads.dim
 
     def for_journal(self) -> "BagSums | None":
-        """The same with arrays of its own, where a journal takes fewer bytes for it than for the sums; None elsewhere.
-
-        None as well where the sums depend on the rows, or may turn out not to be finite.
-        """
-        size = self.inverse.nbytes + self.sizes.nbytes + self.weights.nbytes + self.grads.nbytes
-        if self.limits.size or size >= 4 * self.dim * self.count:
-            return None
+        """The same with arrays of its own; None where the sums may turn out not to be finite."""
         own = replace(self, grads=self.grads.together())
         return own if own._surely_finite() else None
 
@@ -177,51 +154,3 @@ class BagSums:
         sums = np.empty((self.count, self.dim), np.float32)
         in_parts(self.count, lambda part: self.part(part.start, part.stop, data, rows, sums[part]))
         return sums
-
-
-def joined(
-    features: Sequence[CleanBags],
-    given: Sequence[tuple[F32, int]],
-    seen: Sequence[Seen],
-    dim: int,
-    step: int | None,
-) -> BagGradients:
-    """A group's share of a push from the features that it has in a batch, at least one.
-
-    given: for each, the array that holds the gradients of its bags, and their first column. seen: for each, or none.
-    """
-    first, count = features[0], sum(each.count for each in features)
-    keys = first.keys if len(features) == 1 else np.concatenate([each.keys for each in features])
-    arrays = list({id(array): array for array, _ in given}.values())  # one, unless there are sequences
-    values = arrays[0].reshape(-1) if len(arrays) == 1 else np.concatenate([each.reshape(-1) for each in arrays])
-    starts = dict(zip(map(id, arrays), accumulate((each.size for each in arrays), initial=0), strict=False))
-    bag, sizes, places = np.empty(keys.size, np.int32), np.empty(count, np.uint32), np.empty(count, np.int64)
-    bags = at = 0
-    for each, (array, column) in zip(features, given, strict=True):
-        end = at + each.keys.size
-        k.place_bags(each.offsets, bags, starts[id(array)] + column, array.shape[1], bag[at:end], sizes, places)
-        bags, at = bags + each.count, end
-    weights = _spread([(each.weights, each.keys.size) for each in features])
-    scale = _spread([(each.scale, each.count) for each in features])
-    limits = _NONE
-    if any(each.max_norm for each in features):
-        limits = np.concatenate([np.full(each.count, each.max_norm or 0, np.float32) for each in features])
-    grads = BagSource(values, places, scale, dim)
-    generation = first.generation
-    return BagGradients(first.group, keys, bag, sizes, weights, grads, limits, step, _one_of(seen), generation)
-
-
-def _spread(parts: Sequence[tuple[F32, int]]) -> F32:
-    """float32[sum of sizes], a copy of each part, 1 where it is empty; empty where all of them are. parts: with the
-    size of each, where it is not empty."""
-    if not any(part.size for part, _ in parts):
-        return _NONE
-    return np.concatenate([part if part.size else np.ones(size, np.float32) for part, size in parts])
-
-
-def _one_of(seen: Sequence[Seen]) -> Seen | None:
-    if not seen or not all(each.whole and each.left == seen[0].left for each in seen):
-        return None
-    if len(seen) == 1:
-        return seen[0]
-    return Seen(seen[0].table, seen[0].left, np.concatenate([each.rows for each in seen]))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rockbed.addresses import address_of
 from rockbed.bags import Bags
 from rockbed.config import GroupConfig
 from rockbed.storage import bag_kernels as k
@@ -32,6 +33,15 @@ class CleanBags:
     pooled: bool  # False for a sequence, whose every key is a bag of its own
     generation: int = 0
     pruned: bool = True
+    _addresses: tuple[int, int, int, int] | None = None
+
+    @property
+    def addresses(self) -> tuple[int, int, int, int]:
+        """Where keys, offsets, weights and scale begin, see rockbed.addresses."""
+        if self._addresses is None:
+            ints = address_of(self.keys), address_of(self.offsets)
+            self._addresses = *ints, address_of(self.weights), address_of(self.scale)
+        return self._addresses
 
     @property
     def count(self) -> int:

@@ -12,9 +12,9 @@ from rockbed.bags import Bags
 from rockbed.device_arrays import on_device
 from rockbed.requests import Gradients
 from rockbed.server import push
-from rockbed.server.bag_gradients import FeatureGradients
 from rockbed.server.device_calls import DeviceCall, tier_of
 from rockbed.server.device_lookups import whole
+from rockbed.server.feature_gradients import FeatureGradients
 from rockbed.server.fetched import Fetched
 from rockbed.server.group import Group
 from rockbed.storage import hot_kernels as k

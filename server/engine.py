@@ -28,9 +28,9 @@ from rockbed.interrupts import Uninterrupted
 from rockbed.parallel import spread
 from rockbed.requests import Lookup, Request
 from rockbed.server import admission_files, grouping, many_lookups, opening, push, space, tiers
-from rockbed.server.bag_gradients import FeatureGradients
 from rockbed.server.clients import Clients
 from rockbed.server.device_pushes import DevicePrepared
+from rockbed.server.feature_gradients import FeatureGradients
 from rockbed.server.fitting import called
 from rockbed.server.group import Group
 from rockbed.server.kept_batches import KeptBatches

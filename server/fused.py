@@ -9,8 +9,9 @@ from rockbed.device_arrays import on_device
 from rockbed.errors import DimMismatch
 from rockbed.requests import Request
 from rockbed.server import device_lookups, tiers
-from rockbed.server.bag_gradients import BagGradients, FeatureGradients, joined
+from rockbed.server.bag_gradients import BagGradients
 from rockbed.server.bags import CleanBags, clean
+from rockbed.server.feature_gradients import CleanFeatures, FeatureGradients, joined
 from rockbed.server.pooling import pool_all
 from rockbed.server.seen import Seen
 from rockbed.types import F32, AnyArray
@@ -114,28 +115,30 @@ def apply_gradients(
     by_group: dict[int, list[int]] = {}
     for i, each in enumerate(own):
         by_group.setdefault(each.group, []).append(i)
-    shares = [
-        _share(groups[mine[0]], [(i, own[i]) for i in mine], [places[i] for i in mine], plan, steps.get(number))
-        for number, mine in by_group.items()
+    on_their_own: list[BagGradients | FeatureGradients] = []
+    together: list[CleanFeatures] = []
+    for number, mine in by_group.items():
+        group, step = groups[mine[0]], steps.get(number)
+        bags, given = [own[i] for i in mine], [places[i] for i in mine]
+        if group.tier is not None or any(each.on_device for each in bags) or any(on_device(at) for at, _ in given):
+            share = FeatureGradients(number, bags, given, group.config.dim, step, group.generation)
+            on_their_own.append(share)
+        else:
+            left, seen = _left_of(plan, mine, bags, group)
+            together.append(CleanFeatures(left, given, seen, group.config.dim, step))
+    return engine.apply_gradients([*on_their_own, *joined(together)], request)
+
+
+def _left_of(
+    plan: Plan | None, mine: Sequence[int], bags: Sequence[Bags], group: "Group"
+) -> tuple[list[CleanBags], list[Seen]]:
+    """What is left of the features `mine`, all of a group, and where their rows were seen: of each, or none."""
+    if plan is None:
+        return [clean(each, group.config) for each in bags], []
+    left = [
+        plan.features[i] if i in plan.features else clean(of, group.config) for i, of in zip(mine, bags, strict=True)
     ]
-    return engine.apply_gradients(shares, request)
-
-
-def _share(
-    group: "Group",
-    features: Sequence[tuple[int, Bags]],
-    given: Sequence[tuple[F32, int]],
-    plan: Plan | None,
-    step: int | None,
-) -> BagGradients | FeatureGradients:
-    """A group's share of a push. features: those that it has, each with its place in the batch; given: see joined."""
-    if group.tier is not None or any(each.on_device for _, each in features) or any(on_device(at) for at, _ in given):
-        bags = [each for _, each in features]
-        return FeatureGradients(group.number, bags, given, group.config.dim, step, group.generation)
-    known = plan.features if plan else {}
-    left = [known[i] if i in known else clean(each, group.config) for i, each in features]
-    seen = [plan.seen[i] for i, _ in features] if plan and all(i in plan.seen for i, _ in features) else []
-    return joined(left, given, seen, group.config.dim, step)
+    return left, [plan.seen[i] for i in mine] if all(i in plan.seen for i in mine) else []
 
 
 def places_of(

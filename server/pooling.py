@@ -113,10 +113,9 @@ def _find_and_pool(wanted: Sequence[Wanted], now_ms: int) -> list[tuple[I64, int
 
 def _addresses(bags: CleanBags, place: Place) -> tuple[int, ...]:
     """What batch_kernels.PIECE says of a feature's arrays."""
-    keys, offsets, weights, scale, (out, column) = bags.keys, bags.offsets, bags.weights, bags.scale, place
-    arrays = address_of(keys), address_of(offsets), address_of(weights), address_of(scale)
-    sizes = keys.size, bags.count, weights.size, scale.size, not bags.are_rows
-    return *arrays, *sizes, address_of(out), out.shape[1], column
+    out, column = place
+    sizes = bags.keys.size, bags.count, bags.weights.size, bags.scale.size, not bags.are_rows
+    return *bags.addresses, *sizes, address_of(out), out.shape[1], column
 
 
 def _cuts(bags: CleanBags) -> Sequence[tuple[int, int]]:

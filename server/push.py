@@ -15,13 +15,14 @@ from rockbed.errors import DimMismatch, GradientNotFinite, InvalidConfig
 from rockbed.parallel import in_parts, spread
 from rockbed.requests import STEP_MAX, Gradients
 from rockbed.server import summing
-from rockbed.server.bag_gradients import BagGradients, BagSums, FeatureGradients
+from rockbed.server.bag_gradients import BagGradients, BagSums
+from rockbed.server.feature_gradients import FeatureGradients
 from rockbed.server.fetched import Fetched
 from rockbed.server.group import Group
 from rockbed.server.seen import Seen
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import BagSection, Section
-from rockbed.types import F32, I64
+from rockbed.types import F32, I64, U8
 
 _COUNTERS = ("push_keys", "skipped_absent", "skipped_unadmitted", "skipped_not_finite")  # changed by pushes only
 _NONE: I64 = np.empty(0, np.int64)
@@ -121,6 +122,7 @@ class Prepared:
     created: I64
     step: int = -1
     counted: dict[str, int] = field(default_factory=dict)
+    fresh: U8 | None = None  # of the rows, as of entries.Section, where it is known
 
     def combine(self, given: Share) -> None:
         """`combine_all` for what has no part in `summing`. With the lock held, if need be by a thread that waits for
@@ -133,9 +135,10 @@ class Prepared:
 
     def section(self) -> Section | BagSection:
         """What the journal says about it."""
-        group, sums = self.group, self.grads
-        fresh = np.empty(self.rows.size, np.uint8)
-        k.fresh_rows(group.table.flags, self.rows, fresh)
+        group, sums, fresh = self.group, self.grads, self.fresh
+        if fresh is None:
+            fresh = np.empty(self.rows.size, np.uint8)
+            k.fresh_rows(group.table.flags, self.rows, fresh)
         if isinstance(sums, BagSums):
             bags = sums.inverse, sums.sizes, sums.weights, sums.grads.values.reshape(-1, sums.dim)
             return BagSection(group.number, self.keys, fresh, *bags, self.step)
@@ -240,9 +243,10 @@ def combine_all(parts: Sequence[tuple[Prepared, Share]]) -> None:
     bags = [(mine, given) for mine, given in parts if isinstance(given, BagGradients) and not mine.sequential]
     found = summing.by_row([(mine.group.table, mine.rows, given) for mine, given in bags])
     for (mine, _), of in zip(bags, found, strict=True):
-        mine.rows, mine.keys, mine.grads = of.rows, of.keys, of.grads
+        mine.rows, mine.keys, mine.grads, mine.fresh = of.rows, of.keys, of.grads, of.fresh
         if not (of.finite or isinstance(of.grads, BagSums)):
             mine.rows, mine.keys, mine.grads = _summed(mine.group, of.rows, of.keys, of.grads, finite=False)
+            mine.fresh = None  # of fewer rows, perhaps
     others = [(mine, given) for mine, given in parts if not isinstance(given, BagGradients) or mine.sequential]
     spread([(given.keys.size, partial(mine.combine, given)) for mine, given in others])
 
@@ -345,30 +349,22 @@ def _in_blocks(group: Group, rows: I64, sums: BagSums, part: slice, update: Call
 
 def _update(group: Group, rows: I64, grads: F32, step: int, now_ms: int, lsn: int) -> tuple[float, float]:
     # rows: distinct, so that parts of a batch can be updated side by side
-    norms: tuple[float, float] = k.squared_norms(grads)  # first: the update finds the gradients in the cache
+    config, table, lr = group.config, group.table, group.optimizer.lr
+    steps, rates = np.empty(rows.size, np.int64), np.empty(rows.size, np.float32)
     with np.errstate(all="ignore"):  # a caller's setting must not make this raise: the journal has the push
-        _update_rows(group, rows, grads, step, now_ms, lsn)
+        now = now_ms, lsn, step
+        norms: tuple[float, float] = k.begin_update(table.header, table.flags, rows, grads, *now, lr, steps, rates)
+        if group.schedule is not None:
+            rates = group.schedule.rate(lr, steps - 1).astype(np.float32)
+        if config.clip_value is not None:
+            limit = np.float32(config.clip_value)
+            grads = np.clip(grads, -limit, limit)
+        if config.clip_norm is not None:
+            grads = grads.copy()
+            k.clip_norm(grads, config.clip_norm)
+        group.optimizer.apply(table.data, rows, np.ascontiguousarray(grads), rates, steps)
+        if config.weight_min is not None or config.weight_max is not None:
+            low = -np.inf if config.weight_min is None else config.weight_min
+            high = np.inf if config.weight_max is None else config.weight_max
+            k.bound_weights(table.data, rows, config.dim, np.float32(low), np.float32(high))
     return norms
-
-
-def _update_rows(group: Group, rows: I64, grads: F32, step: int, now_ms: int, lsn: int) -> None:
-    config, table = group.config, group.table
-    steps = np.empty(rows.size, np.int64)
-    k.stamp(table.header, table.flags, rows, now_ms, lsn, steps)
-    if step >= 0:
-        steps[:] = step
-    if group.schedule is None:
-        rates: F32 = np.full(rows.size, group.optimizer.lr, np.float32)
-    else:
-        rates = group.schedule.rate(group.optimizer.lr, steps - 1).astype(np.float32)
-    if config.clip_value is not None:
-        limit = np.float32(config.clip_value)
-        grads = np.clip(grads, -limit, limit)
-    if config.clip_norm is not None:
-        grads = grads.copy()
-        k.clip_norm(grads, config.clip_norm)
-    group.optimizer.apply(table.data, rows, np.ascontiguousarray(grads), rates, steps)
-    if config.weight_min is not None or config.weight_max is not None:
-        low = -np.inf if config.weight_min is None else config.weight_min
-        high = np.inf if config.weight_max is None else config.weight_max
-        k.bound_weights(table.data, rows, config.dim, np.float32(low), np.float32(high))

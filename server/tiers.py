@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rockbed.config import DEVICE_MEMORY, StoreConfig
 from rockbed.server import device_lookups, lookups
-from rockbed.server.bag_gradients import BagGradients, FeatureGradients
+from rockbed.server.bag_gradients import BagGradients
 from rockbed.server.device_pushes import DeviceShare, Push
+from rockbed.server.feature_gradients import FeatureGradients
 from rockbed.server.group import Group
 from rockbed.server.push import Share
 from rockbed.server.space import with_space

@@ -4,10 +4,10 @@ import numpy as np
 
 from rockbed.addresses import bytes_at, float_rows_at, floats_at, int32_at, integer_rows_at, integers_at
 from rockbed.kernels import kernel, prefetch
-from rockbed.storage.bag_kernels import by_number, pool, pool_rows, sum_bags
-from rockbed.storage.hot_kernels import all_finite, distinct, gather
+from rockbed.storage.bag_kernels import by_number, place_bags, pool, pool_rows, sum_bags
+from rockbed.storage.hot_kernels import all_finite, distinct, fresh_rows, gather
 from rockbed.storage.index import find
-from rockbed.types import F32, I32, I64, AnyArray, Bool
+from rockbed.types import F32, I32, I64, U8, U32, AnyArray, Bool
 
 TABLE = [(name, np.int64) for name in ("index", "entries", "header", "flags", "data", "capacity", "width", "dim")]
 """A HotTable, as its `addresses` gives it: where its arrays are, and their sizes."""
@@ -92,9 +92,17 @@ def _hide_expired(header: I64, rows: I64, oldest_ms: int) -> int:
 
 # --- pushes ---
 
-SHARE = np.dtype([(name, np.int64) for name in ("rows", "keys", "count", "mark", "capacity", "first")])
-"""A group's share of a push: the row and the key of each of `count` positions, the table's scratch for `distinct`, and
-where the positions begin among those of all groups."""
+FEATURE = np.dtype(
+    [(name, np.int64) for name in ("offsets", "first", "count", "bags_first", "number", "bags", "start", "stride")]
+)
+"""A feature of a push: its offsets; where its `count` positions and the bags of its group begin among those of all
+groups; the number of its first bag in the group, and how many it has; start and stride as of bag_kernels.place_bags."""
+
+SHARE = np.dtype(
+    [(name, np.int64) for name in ("rows", "keys", "count", "mark", "flags", "capacity", "first", "fresh")]
+)
+"""A group's share of a push: the row and the key of each of `count` positions, the table's scratch for `distinct`, its
+flags, and where the positions begin among those of all groups, and what is said of its rows."""
 
 BLOCK = np.dtype(
     [
@@ -111,6 +119,23 @@ BLOCK = np.dtype(
 
 
 @kernel
+def place_features(features: AnyArray, bag: I32, sizes: U32, at: I64) -> None:
+    """Number the bags of all features of a push, those of each group from 0 on. features: FEATURE[n]; bag, sizes, at:
+    as of bag_kernels.place_bags, of all groups."""
+    for f in range(features.shape[0]):
+        feature = features[f]
+        place_bags(
+            integers_at(feature.offsets, feature.bags + 1),
+            feature.number,
+            feature.start,
+            feature.stride,
+            bag[feature.first : feature.first + feature.count],
+            sizes[feature.bags_first :],
+            at[feature.bags_first :],
+        )
+
+
+@kernel
 def number_rows(
     shares: AnyArray,
     start: int,
@@ -121,13 +146,15 @@ def number_rows(
     starts: I64,
     rows: I64,
     keys: I64,
+    fresh: U8,
     counts: I64,
 ) -> None:
     """Number the distinct rows of the shares start..end - 1, and sort their positions by that number.
 
     shares: SHARE[n]. first, inverse, rows, keys, order: of the positions of all shares. inverse and first as of
     hot_kernels.distinct; rows, keys: of each distinct row; order and starts as of bag_kernels.by_number, those of share
-    s from starts[share.first + s] on; zero before. counts[s] = how many distinct rows a share has.
+    s from starts[share.first + s] on; zero before. fresh[share.fresh + u] as of hot_kernels.fresh_rows. counts[s] = how
+    many distinct rows a share has.
     """
     for s in range(start, end):
         share = shares[s]
@@ -137,6 +164,7 @@ def number_rows(
         for u in range(low, low + count):
             rows[u] = given[first[u]]
             keys[u] = given_keys[first[u]]
+        fresh_rows(bytes_at(share.flags, share.capacity), rows[low : low + count], fresh[share.fresh :])
         by_number(inverse[low:high], starts[low + s : low + s + count + 1], order[low:high])
         counts[s] = count
 

@@ -43,7 +43,8 @@ class Kind(IntEnum):
 
 @dataclass(slots=True)
 class Section:
-    """One group's share of a push. keys: int64[n]; fresh: uint8[n]; grads: float32[n, dim]."""
+    """One group's share of a push. keys: int64[n]; grads: float32[n, dim]; fresh: uint8[n], or with zeros behind as far
+    as a whole number of words."""
 
     group: int
     keys: I64
@@ -57,9 +58,9 @@ class Section:
 class BagSection:
     """One group's share of a push of pooled rows, smaller than their summed gradients.
 
-    keys: int64[n], distinct; fresh: uint8[n]; inverse: int32[positions], the number of a position's key, or -1; sizes:
-    uint32[bags], how many positions each has; weights: float32[positions], or empty = 1 each; grads: float32[bags,
-    dim].
+    keys: int64[n], distinct; fresh: as of Section; inverse: int32[positions], the number of a position's key, or -1;
+    sizes: uint32[bags], how many positions each has; weights: float32[positions], or empty = 1 each; grads:
+    float32[bags, dim].
     """
 
     group: int

@@ -86,10 +86,10 @@ class HotTable:
         self.left = 0  # grows whenever a row leaves its place in memory
         self._left_marks: I64 = reserve((_LEFT_MARKS,), np.int64)  # `left` when a key of that hash left last
         self.evictions = 0
-        data = address_of(self.data), self.capacity, self.width, self.dim
-        self._addresses = address_of(self.header), address_of(self.flags), *data
+        self.flags_address, self.mark_address = address_of(self.flags), address_of(self.mark)
+        self.data_addresses = address_of(self.data), self.capacity, self.width, self.dim
+        self._addresses = address_of(self.header), self.flags_address, *self.data_addresses
         self._index_address = address_of(self._index_slots)
-        self.mark_address = address_of(self.mark)
         self.calls = 0  # of `find`: write-back sees by it whether anybody is using the group
 
     # --- find ---

@@ -229,6 +229,22 @@ def squared_norms(grads: F32) -> tuple[float, float]:
 
 
 @kernel
+def begin_update(
+    header: I64, flags: U8, rows: I64, grads: F32, now_ms: int, lsn: int, step: int, lr: float, steps: I64, rates: F32
+) -> tuple[float, float]:
+    """What every update of distinct rows begins with: `stamp`, and what `squared_norms` says of the gradients.
+
+    steps[i] = the row's update count, or `step` where that is not below 0; rates[i] = lr, as a float32.
+    """
+    stamp(header, flags, rows, now_ms, lsn, steps)
+    for i in range(rows.shape[0]):
+        rates[i] = lr
+        if step >= 0:
+            steps[i] = step
+    return squared_norms(grads)
+
+
+@kernel
 def bound_weights(data: F32, rows: I64, dim: int, low: Any, high: Any) -> None:
     """Clamp the weights of rows to [low, high]."""
     for i in range(rows.shape[0]):

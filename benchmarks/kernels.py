@@ -16,7 +16,8 @@ import numpy as np
 
 from rockbed.kernels import kernel
 from rockbed.optimizers import initializer_names, make_initializer, make_optimizer, optimizer_names
-from rockbed.storage.hot_kernels import TOUCHED, gather, prefetch_weights, squared_norms
+from rockbed.storage.gradient_kernels import squared_norms
+from rockbed.storage.hot_kernels import TOUCHED, gather, prefetch_weights
 from rockbed.storage.index import find, find_one, insert_rows
 from rockbed.storage.memory import reserve
 from rockbed.types import F32, I64

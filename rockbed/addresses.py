@@ -13,8 +13,10 @@ from rockbed.types import AnyArray
 
 def address_of(array: AnyArray) -> int:
     """Where the first value of a C-contiguous array is; 0 for an empty one."""
+    if not array.size:
+        return 0
     assert array.flags.c_contiguous
-    return _address(array) if array.size else 0
+    return _address(array)
 
 
 @kernel

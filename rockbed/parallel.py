@@ -18,7 +18,6 @@ from rockbed.types import I64
 
 GRAIN = 8192  # rows that are worth a thread: handing over a part costs about 50 us, 8,192 rows of work 200 us or more
 _PARTS = 4  # of a call for each thread
-_CALL_ROWS = 1024  # that take as long as the Python around a call
 _CORES = cores()
 THREADS = min(8, _CORES)
 
@@ -157,7 +156,8 @@ def spread(calls: Sequence[tuple[int, Callable[[], object]]]) -> None:
     """Make calls, each with the rows that it is about: threads share them, but for those that are large beside the
     others, which come one after another and may use all threads. Raises what a call raised, when all that were begun
     have ended."""
-    costs = [rows + _CALL_ROWS for rows, _ in calls]
+    # by rows alone: the Python of a call takes as long, whichever thread has the interpreter
+    costs = [rows for rows, _ in calls]
     large = max(2 * GRAIN, sum(costs) // (2 * THREADS))
     shared = [(cost, call) for cost, (_, call) in zip(costs, calls, strict=True) if cost < large]
     me = threading.get_ident()

@@ -17,11 +17,11 @@ from rockbed.server.device_lookups import whole
 from rockbed.server.feature_gradients import FeatureGradients
 from rockbed.server.fetched import Fetched
 from rockbed.server.group import Group
-from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import Section
 from rockbed.storage.gpu.devices import Device
 from rockbed.storage.gpu.fused import Absent, FarWeights, RowGradients
 from rockbed.storage.gpu.launcher import DeviceArray
+from rockbed.storage.gradient_kernels import squared_norms
 from rockbed.types import F32, I64, U8, Bool
 
 _log = logging.getLogger("rockbed")
@@ -60,7 +60,7 @@ class DevicePrepared:
         with tier.device.queue():
             tier.table.update(self.rows, self.grads, self.rates, step=self.step, now_ms=now_ms, lsn=lsn)
         tier.unpin()
-        total, largest = k.squared_norms(self.sums)
+        total, largest = squared_norms(self.sums)
         group.counters.updates += self.keys.size
         group.counters.gradient_square_sum += total
         group.gradient_norm.note(math.sqrt(largest))

@@ -194,10 +194,11 @@ class Engine:
             raise WrongShape(
                 f"a group may stand in a push once, the groups sent are {numbers}: concatenate its keys and gradients"
             )
-        parts: list[_Part] = []
-        for item in sorted(items, key=lambda item: item.group):
-            group = self.group(item.group, item.generation)
-            parts.append((group, item, push.validated(group, item)))
+        shares = [
+            (self.group(item.group, item.generation), item) for item in sorted(items, key=lambda item: item.group)
+        ]
+        steps = push.validated(shares)
+        parts = [(group, item, step) for (group, item), step in zip(shares, steps, strict=True)]
         self.wait_for_journal_room()
         return tiers.where_rows_are(lambda: space.with_space(self, lambda: self._apply(parts, request), "the push"))
 

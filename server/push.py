@@ -1,25 +1,26 @@
 """A push, in the two halves between which the journal is written: `prepare` and `combine` can fail and be undone,
-`apply` cannot fail.
+`updates.apply` cannot fail.
 
 `replaying` does the same from a journal entry.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
+from rockbed.addresses import address_of
 from rockbed.errors import DimMismatch, GradientNotFinite, InvalidConfig
-from rockbed.parallel import in_parts, spread
+from rockbed.parallel import GRAIN, in_parts, in_runs, spread
 from rockbed.requests import STEP_MAX, Gradients
-from rockbed.server import summing
+from rockbed.server import summing, updates
 from rockbed.server.bag_gradients import BagGradients, BagSums
 from rockbed.server.feature_gradients import FeatureGradients
 from rockbed.server.fetched import Fetched
 from rockbed.server.group import Group
 from rockbed.server.seen import Seen
+from rockbed.storage import batch_kernels, gradient_kernels
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import BagSection, Section
 from rockbed.types import F32, I64, U8
@@ -28,35 +29,39 @@ _COUNTERS = ("push_keys", "skipped_absent", "skipped_unadmitted", "skipped_not_f
 _NONE: I64 = np.empty(0, np.int64)
 _NO_GRADIENTS: F32 = np.empty((0, 0), np.float32)
 _Combined = tuple[I64, I64, F32 | BagSums]
-_BLOCK_BYTES = 1 << 19  # of gradients that are summed and used before they leave the cache
 
 Share = Gradients | BagGradients
 """A group's share of a push: gradients by key, or of bags of keys. Those of a device: device_pushes."""
 
 
-def validated(group: Group, given: Share | FeatureGradients) -> int:
-    """The global step to apply a share with, or -1 where rows count their own.
+def validated(parts: "Sequence[tuple[Group, Share | FeatureGradients]]") -> list[int]:
+    """For each share of a push the global step to apply it with, or -1 where rows count their own.
 
-    Raises DimMismatch, InvalidConfig (step), GradientNotFinite; the gradients of bags are looked at in `prepare`.
+    Raises DimMismatch, InvalidConfig (step), GradientNotFinite; the gradients of bags are looked at in `combine_all`.
     """
-    dim = group.config.dim
-    if isinstance(given, Gradients):
-        if given.grads.shape != (given.keys.size, dim):
+    for group, given in parts:
+        dim = group.config.dim
+        if isinstance(given, Gradients):
+            if given.grads.shape != (given.keys.size, dim):
+                raise DimMismatch(
+                    f"group {group.number} stores rows of dim {dim}, the gradients have shape {given.grads.shape} for "
+                    f"{given.keys.size} keys: send float32[{given.keys.size}, {dim}] (dim is fixed when a group is "
+                    "created)"
+                )
+        elif given.dim != dim:  # the gradients were laid out for a group that was dropped since
             raise DimMismatch(
-                f"group {group.number} stores rows of dim {dim}, the gradients have shape {given.grads.shape} for "
-                f"{given.keys.size} keys: send float32[{given.keys.size}, {dim}] (dim is fixed when a group is created)"
+                f"group {group.number} stores rows of dim {dim}, the gradients are of dim {given.dim}: the group was "
+                "dropped and made anew meanwhile; open it again"
             )
-        problem = _not_finite(group, given.keys, given.grads)
-        if problem is not None:
-            with group.lock:
-                group.counters.rejected_not_finite += 1
-            raise problem
-    elif given.dim != dim:  # the gradients were laid out for a group that was dropped since
-        raise DimMismatch(
-            f"group {group.number} stores rows of dim {dim}, the gradients are of dim {given.dim}: the group was "
-            "dropped and made anew meanwhile; open it again"
-        )
-    return _step(group, given.step)
+    by_key = [(group, given) for group, given in parts if isinstance(given, Gradients)]
+    if not _are_finite([given.grads for _, given in by_key]):
+        for group, given in by_key:
+            problem = _not_finite(group, given.keys, given.grads)
+            if problem is not None:
+                with group.lock:
+                    group.counters.rejected_not_finite += 1
+                raise problem
+    return [_step(group, given.step) for group, given in parts]
 
 
 def _step(group: Group, step: int | None) -> int:
@@ -98,13 +103,28 @@ def _not_finite(group: Group, keys: I64, grads: F32) -> GradientNotFinite | None
 
 def not_finite_rows(grads: F32) -> I64:
     """The rows of float32[n, dim] that hold NaN or Inf: int64[m]."""
-    bits = grads.view(np.int32)
-    finite: list[bool] = []
-    in_parts(grads.shape[0], lambda part: finite.append(k.all_finite(bits[part].reshape(-1))))
-    if all(finite):
+    if _are_finite([grads]):
         return np.empty(0, np.int64)
     found = np.empty(grads.shape[0], np.int64)
-    return found[: k.not_finite(grads.view(np.int32), found)]
+    return found[: gradient_kernels.not_finite(grads.view(np.int32), found)]
+
+
+def _are_finite(arrays: Sequence[F32]) -> bool:
+    """Whether all of float32[n, dim] arrays, C-contiguous, is finite. Much faster than to find out which is not."""
+    pieces: list[tuple[int, int]] = []
+    begins: list[int] = []
+    total = 0
+    for grads in arrays:
+        address, (n, dim) = address_of(grads), grads.shape
+        for low in range(0, n, GRAIN):
+            pieces.append((address + 4 * dim * low, dim * min(GRAIN, n - low)))
+            begins.append(total + low)
+        total += n
+    if not pieces:
+        return True
+    work, finite = np.array(pieces), np.empty(len(pieces), np.bool_)
+    in_runs(begins, total, lambda start, end: batch_kernels.are_finite(work, start, end, finite))
+    return all(finite.tolist())
 
 
 @dataclass(slots=True)
@@ -152,7 +172,7 @@ class Prepared:
     def apply(self, now_ms: int, lsn: int) -> None:
         """Update the rows. With the lock held, and the journal written."""
         group = self.group
-        apply(group, self.rows, self.grads, self.sequential, self.step, now_ms, lsn)
+        updates.apply(group, self.rows, self.grads, self.sequential, self.step, now_ms, lsn)
         if self.step >= 0:
             group.stepped(self.step, lsn)
 
@@ -240,15 +260,32 @@ def _place(group: Group, keys: I64, rows: I64, ahead: Fetched, left: int, now_ms
 
 def combine_all(parts: Sequence[tuple[Prepared, Share]]) -> None:
     """Bring the gradients of each row together. With the locks of all groups held. Raises GradientNotFinite."""
-    bags = [(mine, given) for mine, given in parts if isinstance(given, BagGradients) and not mine.sequential]
-    found = summing.by_row([(mine.group.table, mine.rows, given) for mine, given in bags])
-    for (mine, _), of in zip(bags, found, strict=True):
+    bags: list[tuple[Prepared, BagGradients]] = []
+    small: list[tuple[Prepared, Gradients]] = []
+    rest: list[tuple[Prepared, Share]] = []
+    for mine, given in parts:
+        if mine.sequential:
+            rest.append((mine, given))
+        elif isinstance(given, BagGradients):
+            bags.append((mine, given))
+        elif given.keys.size < GRAIN:
+            small.append((mine, given))
+        else:
+            rest.append((mine, given))
+    if len(small) == 1:  # has nothing to share a call with, and its gradients may need no copy
+        rest += small
+        small.clear()
+    _take([mine for mine, _ in bags], summing.bags_by_row([(mine.group.table, mine.rows, of) for mine, of in bags]))
+    _take([mine for mine, _ in small], summing.by_row([(mine.group.table, mine.rows, of) for mine, of in small]))
+    spread([(given.keys.size, partial(mine.combine, given)) for mine, given in rest])
+
+
+def _take(parts: Sequence[Prepared], found: Sequence[summing.Summed]) -> None:
+    for mine, of in zip(parts, found, strict=True):
         mine.rows, mine.keys, mine.grads, mine.fresh = of.rows, of.keys, of.grads, of.fresh
         if not (of.finite or isinstance(of.grads, BagSums)):
             mine.rows, mine.keys, mine.grads = _summed(mine.group, of.rows, of.keys, of.grads, finite=False)
             mine.fresh = None  # of fewer rows, perhaps
-    others = [(mine, given) for mine, given in parts if not isinstance(given, BagGradients) or mine.sequential]
-    spread([(given.keys.size, partial(mine.combine, given)) for mine, given in others])
 
 
 def _combine(group: Group, given: Gradients, rows: I64) -> _Combined:
@@ -265,7 +302,7 @@ def _combine(group: Group, given: Gradients, rows: I64) -> _Combined:
     # each part looks at all positions
     in_parts(
         count,
-        lambda part: finite.append(k.sum_by(given.grads, inverse, first, part.start, part.stop, sums)),
+        lambda part: finite.append(gradient_kernels.sum_by(given.grads, inverse, first, part.start, part.stop, sums)),
         fine=False,
     )
     return _summed(group, rows[first[:count]], given.keys[first[:count]], sums, finite=all(finite))
@@ -302,69 +339,3 @@ def _summed(group: Group, rows: I64, keys: I64, grads: F32, *, finite: bool) -> 
             good[bad] = False
             rows, keys, grads = rows[good], keys[good], grads[good]
     return rows, keys, grads
-
-
-# --- after the journal ---
-
-
-def apply(group: Group, rows: I64, grads: F32 | BagSums, sequential: bool, step: int, now_ms: int, lsn: int) -> None:
-    """Update rows. With the lock held.
-
-    sequential: rows may repeat and are updated in order; otherwise they are distinct. step: the global step, or -1 for
-    each row's own.
-    """
-    norms: list[tuple[float, float]] = []
-
-    def update(rows: I64, grads: F32) -> None:
-        norms.append(_update(group, rows, grads, step, now_ms, lsn))
-
-    if isinstance(grads, BagSums):
-        sums = grads
-        in_parts(rows.size, lambda part: _in_blocks(group, rows, sums, part, update))
-    elif sequential and rows.size:
-        first, inverse, rank = (np.empty(rows.size, np.int64) for _ in range(3))
-        count = k.distinct(rows, group.table.mark, first, inverse)
-        k.occurrence(inverse, count, rank)
-        order = np.argsort(rank, kind="stable")  # all first occurrences, then all second ones, ...
-        ends = np.cumsum(np.bincount(rank))
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            at = order[start:end]
-            update(rows[at], grads[at])
-    elif rows.size:
-        in_parts(rows.size, lambda part: update(rows[part], grads[part]))
-    group.counters.updates += rows.size
-    group.counters.gradient_square_sum += sum(total for total, _ in norms)
-    group.gradient_norm.note(math.sqrt(max((largest for _, largest in norms), default=0.0)))
-
-
-def _in_blocks(group: Group, rows: I64, sums: BagSums, part: slice, update: Callable[[I64, F32], None]) -> None:
-    # no more gradients at a time than stay in the cache from being summed to being used
-    size = max(64, _BLOCK_BYTES // (4 * sums.dim))
-    grads = np.empty((min(size, part.stop - part.start), sums.dim), np.float32)
-    for low in range(part.start, part.stop, size):
-        high = min(low + size, part.stop)
-        sums.part(low, high, group.table.data, rows, grads)
-        update(rows[low:high], grads[: high - low])
-
-
-def _update(group: Group, rows: I64, grads: F32, step: int, now_ms: int, lsn: int) -> tuple[float, float]:
-    # rows: distinct, so that parts of a batch can be updated side by side
-    config, table, lr = group.config, group.table, group.optimizer.lr
-    steps, rates = np.empty(rows.size, np.int64), np.empty(rows.size, np.float32)
-    with np.errstate(all="ignore"):  # a caller's setting must not make this raise: the journal has the push
-        now = now_ms, lsn, step
-        norms: tuple[float, float] = k.begin_update(table.header, table.flags, rows, grads, *now, lr, steps, rates)
-        if group.schedule is not None:
-            rates = group.schedule.rate(lr, steps - 1).astype(np.float32)
-        if config.clip_value is not None:
-            limit = np.float32(config.clip_value)
-            grads = np.clip(grads, -limit, limit)
-        if config.clip_norm is not None:
-            grads = grads.copy()
-            k.clip_norm(grads, config.clip_norm)
-        group.optimizer.apply(table.data, rows, np.ascontiguousarray(grads), rates, steps)
-        if config.weight_min is not None or config.weight_max is not None:
-            low = -np.inf if config.weight_min is None else config.weight_min
-            high = np.inf if config.weight_max is None else config.weight_max
-            k.bound_weights(table.data, rows, config.dim, np.float32(low), np.float32(high))
-    return norms

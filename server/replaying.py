@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rockbed.server import push
+from rockbed.server import updates
 from rockbed.server.bag_gradients import BagSource, BagSums
 from rockbed.server.group import Group
 from rockbed.storage.entries import BagSection, Section
@@ -25,7 +25,7 @@ def replay(group: Group, section: Section | BagSection, now_ms: int, lsn: int) -
             group._begin(keys[begin][at], restart, now_ms, lsn - 1)
         grads = np.ascontiguousarray(_sums_of(section)[unseen])
         sequential = isinstance(section, Section) and section.sequential
-        push.apply(group, rows[unseen], grads, sequential, section.step, now_ms, lsn)
+        updates.apply(group, rows[unseen], grads, sequential, section.step, now_ms, lsn)
         if section.step >= 0:
             group.stepped(section.step, lsn)
 

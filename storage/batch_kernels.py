@@ -1,11 +1,14 @@
 """Loops over the features or groups of a batch: one call, where a call for each would take longer than its work."""
 
+from typing import Any
+
 import numpy as np
 
 from rockbed.addresses import bytes_at, float_rows_at, floats_at, int32_at, integer_rows_at, integers_at
-from rockbed.kernels import kernel, prefetch
+from rockbed.kernels import inlined, kernel, prefetch
 from rockbed.storage.bag_kernels import by_number, place_bags, pool, pool_rows, sum_bags
-from rockbed.storage.hot_kernels import all_finite, distinct, fresh_rows, gather
+from rockbed.storage.gradient_kernels import all_finite, sum_by
+from rockbed.storage.hot_kernels import distinct, fresh_rows, gather
 from rockbed.storage.index import find
 from rockbed.types import F32, I32, I64, U8, U32, AnyArray, Bool
 
@@ -98,11 +101,13 @@ FEATURE = np.dtype(
 """A feature of a push: its offsets; where its `count` positions and the bags of its group begin among those of all
 groups; the number of its first bag in the group, and how many it has; start and stride as of bag_kernels.place_bags."""
 
-SHARE = np.dtype(
-    [(name, np.int64) for name in ("rows", "keys", "count", "mark", "flags", "capacity", "first", "fresh")]
-)
+_SHARE = ("rows", "keys", "count", "mark", "flags", "capacity", "first", "fresh")
+SHARE = np.dtype([(name, np.int64) for name in _SHARE])
 """A group's share of a push: the row and the key of each of `count` positions, the table's scratch for `distinct`, its
 flags, and where the positions begin among those of all groups, and what is said of its rows."""
+
+GRADIENTS = np.dtype([(name, np.int64) for name in (*_SHARE, "grads", "dim", "out")])
+"""The same, with a gradient for each position, and where the sums go, room for as many."""
 
 BLOCK = np.dtype(
     [
@@ -159,14 +164,76 @@ def number_rows(
     for s in range(start, end):
         share = shares[s]
         low, high = share.first, share.first + share.count
-        given, given_keys = integers_at(share.rows, share.count), integers_at(share.keys, share.count)
-        count = distinct(given, int32_at(share.mark, share.capacity), first[low:high], inverse[low:high])
-        for u in range(low, low + count):
-            rows[u] = given[first[u]]
-            keys[u] = given_keys[first[u]]
-        fresh_rows(bytes_at(share.flags, share.capacity), rows[low : low + count], fresh[share.fresh :])
+        count = _take_distinct(
+            integers_at(share.rows, share.count),
+            integers_at(share.keys, share.count),
+            int32_at(share.mark, share.capacity),
+            bytes_at(share.flags, share.capacity),
+            first[low:high],
+            inverse[low:high],
+            rows[low:high],
+            keys[low:high],
+            fresh[share.fresh :],
+        )
         by_number(inverse[low:high], starts[low + s : low + s + count + 1], order[low:high])
         counts[s] = count
+
+
+@inlined
+def _take_distinct(
+    given: I64, given_keys: I64, mark: I32, flags: U8, first: I64, inverse: I32, rows: I64, keys: I64, fresh: U8
+) -> Any:
+    count = distinct(given, mark, first, inverse)
+    for u in range(count):
+        rows[u] = given[first[u]]
+        keys[u] = given_keys[first[u]]
+    fresh_rows(flags, rows[:count], fresh)
+    return count
+
+
+@kernel
+def sum_gradients(
+    shares: AnyArray,
+    start: int,
+    end: int,
+    first: I64,
+    inverse: I32,
+    rows: I64,
+    keys: I64,
+    fresh: U8,
+    counts: I64,
+    finite: Bool,
+) -> None:
+    """Sum the gradients of each row of the shares start..end - 1 to where each of them says, float32[counts[s], dim].
+
+    shares: GRADIENTS[n]; the others as of `number_rows`. finite[s] = whether all sums of a share are.
+    """
+    for s in range(start, end):
+        share = shares[s]
+        low, high = share.first, share.first + share.count
+        count = _take_distinct(
+            integers_at(share.rows, share.count),
+            integers_at(share.keys, share.count),
+            int32_at(share.mark, share.capacity),
+            bytes_at(share.flags, share.capacity),
+            first[low:high],
+            inverse[low:high],
+            rows[low:high],
+            keys[low:high],
+            fresh[share.fresh :],
+        )
+        grads, sums = float_rows_at(share.grads, share.count, share.dim), float_rows_at(share.out, count, share.dim)
+        sum_by(grads, inverse[low:high], first[low:high], 0, count, sums)
+        finite[s] = all_finite(int32_at(share.out, count * share.dim))
+        counts[s] = count
+
+
+@kernel
+def are_finite(pieces: I64, start: int, end: int, finite: Bool) -> None:
+    """finite[p] = whether all of the float32[n] at an address are, for the pieces start..end - 1. pieces: int64[m, 2],
+    the address and n of each."""
+    for p in range(start, end):
+        finite[p] = all_finite(int32_at(pieces[p, 0], pieces[p, 1]))
 
 
 @kernel

@@ -16,7 +16,7 @@ from rockbed import PyInitializer
 from rockbed.errors import StorageClosed, StorageFailed
 from rockbed.guarded_lock import GuardedLock
 from rockbed.interrupts import Uninterrupted
-from rockbed.server import push
+from rockbed.server import updates
 from rockbed.storage import hot_kernels, index
 from tests.api.helpers import OpenStorage, as_after_kill, assert_sound, embedding, engine_of, keys_of, ones
 
@@ -180,7 +180,7 @@ def test_a_push_that_is_interrupted_is_applied_whole_and_once(
 ) -> None:
     storage = open_storage()
     rows, keys = embedding(storage), np.arange(2_000)
-    where, name = (engine_of(storage).journal, "append") if moment == "journal" else (push, "apply")
+    where, name = (engine_of(storage).journal, "append") if moment == "journal" else (updates, "apply")
     with monkeypatch.context() as patch:
         patch.setattr(where, name, and_then(getattr(where, name), alarm))
         with pytest.raises(Stopped):
@@ -221,7 +221,7 @@ def broken_push(storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(push, "apply", fails)
+        patch.setattr(updates, "apply", fails)
         with pytest.raises(StorageFailed, match="durable, but could not be applied"):
             embedding(storage).apply_gradients(keys_of(1, 2), ones(2), request=("trainer", 1))
 
@@ -292,7 +292,7 @@ def test_a_flush_that_waits_for_a_push_which_fails_writes_nothing_of_it(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(push, "_update_rows", fails)
+        patch.setattr(updates, "_update", fails)
         with pytest.raises(StorageFailed, match="durable"):
             rows.apply_gradients(keys, ones(100))
     waiting.join()

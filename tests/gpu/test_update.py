@@ -8,6 +8,7 @@ import pytest
 from rockbed.config import GroupConfig
 from rockbed.errors import UnknownName
 from rockbed.optimizers import make_optimizer, optimizer_names
+from rockbed.storage import gradient_kernels
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.gpu.launcher import Launcher
 from rockbed.storage.gpu.rules import limits_of, update_kernel
@@ -39,7 +40,7 @@ class OnHost:
             grads = np.clip(grads, -limit, limit)
         if "clip_norm" in self.limits:
             grads = grads.copy()
-            k.clip_norm(grads, self.limits["clip_norm"])
+            gradient_kernels.clip_norm(grads, self.limits["clip_norm"])
         self.rule.apply(self.data, rows, np.ascontiguousarray(grads), rates, steps)
         if "weight_min" in self.limits or "weight_max" in self.limits:
             low, high = self.limits.get("weight_min", -np.inf), self.limits.get("weight_max", np.inf)

@@ -21,12 +21,14 @@ def _journal(directory: Path, last: int = 0, **options: Any) -> Journal:
     return journal
 
 
-@pytest.fixture(params=[False, True], ids=["digest first", "digest meanwhile"])
+@pytest.fixture(params=["small", "digest first", "digest meanwhile"])
 def when(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to write an entry: its digest is made before, or while the payload is written, as that of a large one
-    where a core is to spare."""
-    monkeypatch.setattr("rockbed.storage.journal._LARGE_BYTES", 0)
-    monkeypatch.setattr("rockbed.storage.journal.core_to_spare", lambda: request.param)
+    """The ways to write an entry: a small one in one piece; else part by part, its digest made before, or while the
+    payload is written, as that of a large one where a core is to spare."""
+    if request.param != "small":
+        monkeypatch.setattr("rockbed.storage.journal._SMALL_BYTES", 0)
+        monkeypatch.setattr("rockbed.storage.journal._LARGE_BYTES", 0)
+        monkeypatch.setattr("rockbed.storage.journal.core_to_spare", lambda: request.param == "digest meanwhile")
 
 
 def _payload(n: int) -> list[Any]:

@@ -135,7 +135,7 @@ class BagSums:
 
     def for_journal(self) -> "BagSums | None":
         """The same with arrays of its own; None where the sums may turn out not to be finite."""
-        own = replace(self, grads=self.grads.together())
+        own = replace(self, weights=self.weights.copy(), grads=self.grads.together())
         return own if own._surely_finite() else None
 
     def _surely_finite(self) -> bool:

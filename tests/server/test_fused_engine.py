@@ -76,6 +76,33 @@ def test_the_journal_holds_what_is_smaller_and_a_crash_loses_nothing(
         assert not again.check().problems
 
 
+@pytest.mark.parametrize("each", [1, 20])
+@pytest.mark.parametrize("by_bag", [False, True])
+def test_what_the_journal_hashes_and_writes_is_not_the_callers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_bag: bool, each: int
+) -> None:
+    keys, weights = np.arange(400), np.linspace(-1, 1, 400, dtype=np.float32)
+    grads = np.ones((400 // each if by_bag else 400, DIM), np.float32)
+    with PyStorage(tmp_path / "store") as storage:
+        journal = storage.backend.engine.journal  # type: ignore[attr-defined]
+        append, written = journal.append, []
+
+        def noting(kind: int, now_ms: int, parts: list[bytes | I64]) -> int:
+            written.extend(parts)
+            lsn: int = append(kind, now_ms, parts)
+            return lsn
+
+        groups = [table(storage, group) for group in range(2)]
+        monkeypatch.setattr(journal, "append", noting)
+        if by_bag:
+            push(storage, Bags("feature", 1, keys, np.arange(0, 401, each), weights, "sum"), grads)
+        else:
+            storage.apply_gradients([(rows, keys, grads) for rows in groups])
+        arrays = [part for part in written if isinstance(part, np.ndarray)]
+        assert arrays
+        assert not any(np.shares_memory(array, callers) for array in arrays for callers in (keys, weights, grads))
+
+
 def test_gradients_of_a_group_that_was_made_anew_with_another_dim_meanwhile_are_refused(tmp_path: Path) -> None:
     with PyStorage(tmp_path / "store") as storage:
         table(storage)

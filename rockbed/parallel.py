@@ -157,16 +157,15 @@ def spread(calls: Sequence[tuple[int, Callable[[], object]]]) -> None:
     others, which come one after another and may use all threads. Raises what a call raised, when all that were begun
     have ended."""
     # by rows alone: the Python of a call takes as long, whichever thread has the interpreter
-    costs = [rows for rows, _ in calls]
-    large = max(2 * GRAIN, sum(costs) // (2 * THREADS))
-    shared = [(cost, call) for cost, (_, call) in zip(costs, calls, strict=True) if cost < large]
+    large = max(2 * GRAIN, sum(rows for rows, _ in calls) // (2 * THREADS))
+    shared = [(rows, call) for rows, call in calls if rows < large]
     me = threading.get_ident()
-    threads = min(_threads_for(me), sum(cost for cost, _ in shared) // GRAIN)
+    threads = min(_threads_for(me), sum(rows for rows, _ in shared) // GRAIN)
     _at_work[me] = None
     try:
         side_by_side([call for _, call in shared], max(1, threads))
     finally:
         _at_work.pop(me, None)
-    for cost, (_, call) in zip(costs, calls, strict=True):
-        if cost >= large:
+    for rows, call in calls:
+        if rows >= large:
             call()

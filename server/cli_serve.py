@@ -3,10 +3,10 @@
 import hashlib
 import inspect
 import logging
+import os
 import secrets
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -80,21 +80,46 @@ def serve(effective: Effective) -> None:
     settings = effective.settings
     set_up(settings.log_format, settings.log_level)
     assert settings.data is not None  # `load` sees to it
-    with _tracing(settings.traces) as observers:
-        asked = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: asked.set())
-        _serve(settings, Engine(settings.data, settings.store()), observers, asked)
+    with _tracing(settings.traces) as observers, told_to_end() as wait:
+        _serve(settings, Engine(settings.data, settings.store()), observers, wait)
 
 
-def _serve(settings: Settings, engine: "Engine", observers: "list[Observer]", asked: threading.Event) -> None:
+@contextmanager
+def told_to_end() -> "Iterator[Callable[[], None]]":
+    """A call that waits for SIGTERM or SIGINT; one that came since the block began counts. In the main thread only.
+
+    Python itself writes a signal's number to a pipe as it comes. A handler that sets an Event will not do: it may run
+    while the main thread, about to wait, holds the Event's own lock, and then waits for itself.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    come, write = os.pipe()
+    os.set_blocking(write, False)
+
+    def wait() -> None:
+        while os.read(come, 1)[0] not in numbers:
+            pass
+
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    try:
+        for number in numbers:
+            signal.signal(number, lambda *_: None)  # they do not end the process
+        yield wait
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(come)
+        os.close(write)
+
+
+def _serve(
+    settings: Settings, engine: "Engine", observers: "list[Observer]", wait_until_told_to_end: "Callable[[], None]"
+) -> None:
     from rockbed.server.daemon import Daemon
 
     try:
         daemon = Daemon(engine, settings.server(), observers=observers)
         try:
             _say(settings, *_banner(settings, engine, daemon))
-            asked.wait()
+            wait_until_told_to_end()
             _say(settings, f"rockbed: finishing what is under way, {settings.drain:g} s at most")
         finally:
             daemon.stop(settings.drain)

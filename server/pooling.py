@@ -27,6 +27,7 @@ Place = tuple[F32, int]
 Wanted = tuple[Group, CleanBags, Place]
 """A feature of a batch: what to look up, and where to put it."""
 
+_ALONE_ROWS = 1024  # that are found in memory take as long as what a feature waits for on its own: the disk
 _NO_ROWS = np.empty((0, 0), np.float32)
 
 
@@ -44,7 +45,7 @@ def pool_all(wanted: Mapping[int, Wanted], seen: dict[int, Seen], *, train: bool
     with Uninterrupted():  # what other threads write to must not go away before they have ended
         seen.update(_pool_together(wanted, train=train))
         rest = [number for number in wanted if number not in seen]
-        spread([(wanted[number][1].keys.size, partial(alone, number)) for number in rest])
+        spread([(_ALONE_ROWS + wanted[number][1].keys.size, partial(alone, number)) for number in rest])
 
 
 # --- together ---
@@ -78,7 +79,7 @@ def _pool_together(wanted: Mapping[int, Wanted], *, train: bool) -> dict[int, Se
                 continue
             group.count_lookup(rows.size, rows.size - missing - expired)
             if missing + expired:
-                lacking.append((rows.size, partial(complete, number, rows)))
+                lacking.append((_ALONE_ROWS + rows.size, partial(complete, number, rows)))
             else:
                 seen[number] = Seen(group.table, group.table.left, rows)
     spread(lacking)

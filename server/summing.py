@@ -46,7 +46,7 @@ def by_row(shares: Sequence[KeyShare]) -> list[Summed]:
     work: list[tuple[int, ...]] = []
     for i, ((table, rows, given), at) in enumerate(zip(shares, floats, strict=False)):
         grads = address_of(given.grads), given.grads.shape[1], begin + 4 * at
-        work.append((*of.share(i, table, rows, address_of(given.keys)), *grads))
+        work.append((*grads, *of.share(i, table, rows, address_of(given.keys))))
     todo, results = np.array(work, k.GRADIENTS), (of.first, of.inverse, of.rows, of.keys, of.fresh, of.counts, finite)
     in_runs(firsts, n, lambda start, end: k.sum_gradients(todo, start, end, *results))
     found = []

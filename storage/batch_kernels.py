@@ -106,8 +106,9 @@ SHARE = np.dtype([(name, np.int64) for name in _SHARE])
 """A group's share of a push: the row and the key of each of `count` positions, the table's scratch for `distinct`, its
 flags, and where the positions begin among those of all groups, and what is said of its rows."""
 
-GRADIENTS = np.dtype([(name, np.int64) for name in (*_SHARE, "grads", "dim", "out")])
-"""The same, with a gradient for each position, and where the sums go, room for as many."""
+GRADIENTS = np.dtype([(name, np.int64) for name in ("grads", "dim", "out", *_SHARE)])
+"""The same, with a gradient for each position, and where the sums go, room for as many. A record that began as SHARE
+would be taken for one by numba, with a warning."""
 
 BLOCK = np.dtype(
     [
@@ -164,30 +165,20 @@ def number_rows(
     for s in range(start, end):
         share = shares[s]
         low, high = share.first, share.first + share.count
-        count = _take_distinct(
-            integers_at(share.rows, share.count),
-            integers_at(share.keys, share.count),
-            int32_at(share.mark, share.capacity),
-            bytes_at(share.flags, share.capacity),
-            first[low:high],
-            inverse[low:high],
-            rows[low:high],
-            keys[low:high],
-            fresh[share.fresh :],
-        )
+        count = _take_distinct(share, first, inverse, rows, keys, fresh)
         by_number(inverse[low:high], starts[low + s : low + s + count + 1], order[low:high])
         counts[s] = count
 
 
 @inlined
-def _take_distinct(
-    given: I64, given_keys: I64, mark: I32, flags: U8, first: I64, inverse: I32, rows: I64, keys: I64, fresh: U8
-) -> Any:
-    count = distinct(given, mark, first, inverse)
-    for u in range(count):
+def _take_distinct(share: Any, first: I64, inverse: I32, rows: I64, keys: I64, fresh: U8) -> Any:
+    low, high = share.first, share.first + share.count
+    given, given_keys = integers_at(share.rows, share.count), integers_at(share.keys, share.count)
+    count = distinct(given, int32_at(share.mark, share.capacity), first[low:high], inverse[low:high])
+    for u in range(low, low + count):
         rows[u] = given[first[u]]
         keys[u] = given_keys[first[u]]
-    fresh_rows(flags, rows[:count], fresh)
+    fresh_rows(bytes_at(share.flags, share.capacity), rows[low : low + count], fresh[share.fresh :])
     return count
 
 
@@ -211,17 +202,7 @@ def sum_gradients(
     for s in range(start, end):
         share = shares[s]
         low, high = share.first, share.first + share.count
-        count = _take_distinct(
-            integers_at(share.rows, share.count),
-            integers_at(share.keys, share.count),
-            int32_at(share.mark, share.capacity),
-            bytes_at(share.flags, share.capacity),
-            first[low:high],
-            inverse[low:high],
-            rows[low:high],
-            keys[low:high],
-            fresh[share.fresh :],
-        )
+        count = _take_distinct(share, first, inverse, rows, keys, fresh)
         grads, sums = float_rows_at(share.grads, share.count, share.dim), float_rows_at(share.out, count, share.dim)
         sum_by(grads, inverse[low:high], first[low:high], 0, count, sums)
         finite[s] = all_finite(int32_at(share.out, count * share.dim))

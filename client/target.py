@@ -9,7 +9,7 @@ from dataclasses import fields
 from rockbed.config import StoreConfig
 from rockbed.errors import InvalidConfig
 
-_ADDRESS = re.compile(r"[\w.-]+:\d+")
+_ADDRESS = re.compile(r"(grpcs?|(grpc\+)?unix|https?|tcp|dns|ipv[46]):.*|[\w.-]+:\d+|.*://.*", re.IGNORECASE | re.DOTALL)
 
 
 def url(server: str) -> str:
@@ -36,10 +36,10 @@ def must_be_directory(target: str | os.PathLike[str], connection: object) -> Non
     """Raise InvalidConfig for a directory that is opened with a connection, or for what looks like an address."""
     if connection is not None:
         raise InvalidConfig(f"{target} is a directory: a connection is for grpc://HOST:PORT")
-    if isinstance(target, str) and ("://" in target or _ADDRESS.fullmatch(target)):
+    if isinstance(target, str) and _ADDRESS.fullmatch(target):
         raise InvalidConfig(
-            f"{target!r} looks like an address: a server is grpc://HOST:PORT, with TLS grpcs://HOST:PORT (a directory "
-            "of this name is pathlib.Path(...))"
+            f"{target!r} looks like an address: a server is grpc://HOST:PORT, with TLS grpcs://HOST:PORT, on a socket "
+            "grpc+unix:///PATH (a directory of this name is pathlib.Path(...))"
         )
 
 

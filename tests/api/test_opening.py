@@ -326,7 +326,20 @@ def test_the_background_thread_ends_with_the_storage(tmp_path: Path) -> None:
 
 
 @pytest.mark.embedded
-@pytest.mark.parametrize("target", ["localhost:7400", "10.0.0.1:7400", "https://host:1", "http://x", "rows.example:80"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "localhost:7400",
+        "10.0.0.1:7400",
+        "https://host:1",
+        "http://x",
+        "rows.example:80",
+        "grpc:/127.0.0.1:7400",
+        "GRPC://localhost:7400",
+        "grpc+unix:/run/rows.socket",
+        "unix:rows.socket",
+    ],
+)
 def test_an_address_is_not_taken_for_a_directory(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidConfig, match=r"looks like an address: a server is grpc://HOST:PORT"):

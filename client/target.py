@@ -9,7 +9,7 @@ from dataclasses import fields
 from rockbed.config import StoreConfig
 from rockbed.errors import InvalidConfig
 
-_ADDRESS = re.compile(r"(grpcs?|(grpc\+)?unix|https?|tcp|dns|ipv[46]):.*|[\w.-]+:\d+|.*://.*", re.IGNORECASE | re.DOTALL)
+_ADDRESS = re.compile(r"(?is)(grpcs?|(grpc\+)?unix|https?|tcp|dns|ipv[46]):.*|[\w.-]+:\d+|.*://.*")
 
 
 def url(server: str) -> str:

@@ -64,7 +64,8 @@ class BagGradients:
 
     keys: int64[n], every one counts. bag: int32[n], the bag of each; sizes: uint32[bags]. weights: float32[n], or
     empty = 1 each. grads: of the sum over a bag. limits: float32[bags], its max_norm or 0; empty = no bag has one.
-    step, generation: as of Gradients. seen: where the keys were found lately. `keys` and `grads` may be the caller's.
+    step, generation: as of Gradients. seen: where the keys were found lately. alone: whether every bag has one key, and
+    its gradient is that of its row, as it is. `keys` and `grads` may be the caller's.
     """
 
     group: int
@@ -76,6 +77,7 @@ class BagGradients:
     limits: F32
     step: int | None
     addresses: BagAddresses
+    alone: bool
     seen: Seen | None = None
     generation: int = 0
 

@@ -81,21 +81,24 @@ def joined(shares: Sequence[CleanFeatures]) -> list[BagGradients]:
         keys.append(first)
         bags.append(bags[-1] + number)
     bag, sizes, at = np.empty(keys[-1], np.int32), np.empty(bags[-1], np.uint32), np.empty(bags[-1], np.int64)
-    k.place_features(np.array(work, k.FEATURE), bag, sizes, at)
+    alone = np.empty(len(work), np.bool_)
+    k.place_features(np.array(work, k.FEATURE), bag, sizes, at, alone)
     bag_address, at_address, values_address = address_of(bag), address_of(at), address_of(values)
-    found = []
+    found, of_feature = [], iter(alone.tolist())
     for share, first, last, start, end in zip(shares, keys, keys[1:], bags, bags[1:], strict=False):
         source = BagSource(
             values, at[start:end], _spread([(each.scale, each.count) for each in share.features]), share.dim
         )
         addresses = bag_address + 4 * first, values_address, at_address + 8 * start
-        found.append(_share(share, bag[first:last], sizes[start:end], source, addresses))
+        single = [next(of_feature) for _ in share.features]
+        found.append(_share(share, bag[first:last], sizes[start:end], source, addresses, alone=all(single)))
     return found
 
 
 def _share(
-    share: CleanFeatures, bag: I32, sizes: U32, grads: BagSource, addresses: tuple[int, int, int]
+    share: CleanFeatures, bag: I32, sizes: U32, grads: BagSource, addresses: tuple[int, int, int], *, alone: bool
 ) -> BagGradients:
+    # alone: whether every bag has one key
     features = share.features
     first = features[0]
     limits = _NONE
@@ -117,6 +120,7 @@ def _share(
         limits,
         share.step,
         BagAddresses(keys_address, *addresses),
+        alone and not (weights.size or grads.scale.size or limits.size),
         _one_of(share.seen),
         first.generation,
     )

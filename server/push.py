@@ -261,18 +261,18 @@ def _place(group: Group, keys: I64, rows: I64, ahead: Fetched, left: int, now_ms
 def combine_all(parts: Sequence[tuple[Prepared, Share]]) -> None:
     """Bring the gradients of each row together. With the locks of all groups held. Raises GradientNotFinite."""
     bags: list[tuple[Prepared, BagGradients]] = []
-    small: list[tuple[Prepared, Gradients]] = []
+    small: list[tuple[Prepared, Share]] = []  # with a gradient for each key, and not worth more than one thread
     rest: list[tuple[Prepared, Share]] = []
     for mine, given in parts:
         if mine.sequential:
             rest.append((mine, given))
-        elif isinstance(given, BagGradients):
+        elif isinstance(given, BagGradients) and not (given.alone and given.keys.size < GRAIN):
             bags.append((mine, given))
         elif given.keys.size < GRAIN:
             small.append((mine, given))
         else:
             rest.append((mine, given))
-    if len(small) == 1:  # has nothing to share a call with, and its gradients may need no copy
+    if len(small) == 1 and isinstance(small[0][1], Gradients):  # needs no call of many, and perhaps no copy
         rest += small
         small.clear()
     _take([mine for mine, _ in bags], summing.bags_by_row([(mine.group.table, mine.rows, of) for mine, of in bags]))

@@ -20,8 +20,8 @@ _BLOCK_ROWS = 4096  # to be shared out among threads
 BagShare = tuple[HotTable, I64, BagGradients]
 """A group's share of a push: its table, the row of each position, int64[n], -1 for none, and the gradients."""
 
-KeyShare = tuple[HotTable, I64, Gradients]
-"""The same, with a gradient for each key."""
+KeyShare = tuple[HotTable, I64, Gradients | BagGradients]
+"""The same, with a gradient for each key: bags are `alone`."""
 
 
 @dataclass(slots=True)
@@ -40,21 +40,29 @@ def by_row(shares: Sequence[KeyShare]) -> list[Summed]:
     """Sum the gradients of each row, those of a share by one thread. With the groups' locks held."""
     of = Numbered.of([rows.size for _, rows, _ in shares])
     n, firsts = of.firsts[-1], of.firsts[:-1]
-    floats = list(accumulate((given.grads.size for _, _, given in shares), initial=0))
+    sources = [_source(given) for _, _, given in shares]
+    dims = [source[-1] for source in sources]
+    floats = list(accumulate((rows.size * dim for (_, rows, _), dim in zip(shares, dims, strict=True)), initial=0))
     sums, finite = np.empty(floats[-1], np.float32), np.empty(len(shares), np.bool_)
     begin = address_of(sums)
     work: list[tuple[int, ...]] = []
-    for i, ((table, rows, given), at) in enumerate(zip(shares, floats, strict=False)):
-        grads = address_of(given.grads), given.grads.shape[1], begin + 4 * at
-        work.append((*grads, *of.share(i, table, rows, address_of(given.keys))))
+    for i, ((table, rows, given), source, at) in enumerate(zip(shares, sources, floats, strict=False)):
+        keys = given.addresses.keys if isinstance(given, BagGradients) else address_of(given.keys)
+        work.append((*source, begin + 4 * at, *of.share(i, table, rows, keys)))
     todo, results = np.array(work, k.GRADIENTS), (of.first, of.inverse, of.rows, of.keys, of.fresh, of.counts, finite)
     in_runs(firsts, n, lambda start, end: k.sum_gradients(todo, start, end, *results))
     found = []
     for i, (count, is_finite) in enumerate(zip(of.counts.tolist(), finite.tolist(), strict=True)):
-        dim = shares[i][2].grads.shape[1]
-        mine = sums[floats[i] : floats[i] + count * dim].reshape(count, dim)
+        mine = sums[floats[i] : floats[i] + count * dims[i]].reshape(count, dims[i])
         found.append(Summed(*of.of_share(i, count), mine, is_finite))
     return found
+
+
+def _source(given: Gradients | BagGradients) -> tuple[int, int, int, int, int]:
+    """Where the gradients of a KeyShare lie, and their dim, as batch_kernels.GRADIENTS says it."""
+    if isinstance(given, BagGradients):
+        return given.addresses.values, given.grads.values.size, given.addresses.at, given.grads.at.size, given.dim
+    return address_of(given.grads), given.grads.size, 0, 0, given.grads.shape[1]
 
 
 def bags_by_row(shares: Sequence[BagShare]) -> list[Summed]:

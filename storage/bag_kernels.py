@@ -197,18 +197,22 @@ def take_gradients(source: F32, at: I64, scale: F32, grads: F32) -> None:
 
 
 @kernel
-def place_bags(offsets: I64, first: int, start: int, stride: int, bag: I32, sizes: U32, at: I64) -> None:
+def place_bags(offsets: I64, first: int, start: int, stride: int, bag: I32, sizes: U32, at: I64) -> bool:
     """Number a feature's bags from `first` on, in the arrays of all: bag[i] = the number of the bag that has position
     i; sizes[number] = how many positions it has; at[number] = where its gradient begins: `start` for the feature's
-    first bag, `stride` further for each.
+    first bag, `stride` further for each. Returns whether every bag has one position.
 
     bag is the feature's own part of its array, sizes and at are whole.
     """
+    alone = True
     for b in range(offsets.shape[0] - 1):
-        sizes[first + b] = offsets[b + 1] - offsets[b]
+        size = offsets[b + 1] - offsets[b]
+        alone &= size == 1
+        sizes[first + b] = size
         at[first + b] = start + b * stride
         for i in range(offsets[b], offsets[b + 1]):
             bag[i] = first + b
+    return alone
 
 
 @kernel
@@ -264,6 +268,32 @@ def through_limit(limit: np.float32, data: F32, row: int, gradient: F32) -> None
         for j in range(gradient.shape[0]):
             value = np.float64(gradient[j]) - np.float64(data[row, j]) * along / square
             gradient[j] = np.float32(limit / norm * value)
+
+
+@kernel
+def sum_alone(source: F32, at: I64, inverse: I32, first: I64, sums: F32) -> None:
+    """sums[u] = sum of the gradients of positions i with inverse[i] == u, in order. Where every bag has one position.
+
+    The gradient of position i is source[at[i] : at[i] + dim]; an empty `at` is for one after another. inverse, first:
+    as of hot_kernels.distinct.
+    """
+    n, d = inverse.shape[0], sums.shape[1]
+    dim = np.uint64(d)
+    far = at.shape[0] > 0 and source.shape[0] > _CACHED  # what lies one after another is asked for by the processor
+    ahead = rows_ahead(d)
+    for i in range(n):
+        if far and i + ahead < n:
+            prefetch_floats(source, at[i + ahead], d)
+        if inverse[i] < 0:
+            continue
+        u = np.uint64(inverse[i])
+        start = np.uint64(at[i] if at.shape[0] else i * d)
+        if first[u] == i:
+            for j in range(dim):
+                sums[u, j] = source[start + j]
+        else:
+            for j in range(dim):
+                sums[u, j] += source[start + j]
 
 
 @kernel

@@ -6,8 +6,8 @@ import numpy as np
 
 from rockbed.addresses import bytes_at, float_rows_at, floats_at, int32_at, integer_rows_at, integers_at
 from rockbed.kernels import inlined, kernel, prefetch
-from rockbed.storage.bag_kernels import by_number, place_bags, pool, pool_rows, sum_bags
-from rockbed.storage.gradient_kernels import all_finite, sum_by
+from rockbed.storage.bag_kernels import by_number, place_bags, pool, pool_rows, sum_alone, sum_bags
+from rockbed.storage.gradient_kernels import all_finite
 from rockbed.storage.hot_kernels import distinct, fresh_rows, gather
 from rockbed.storage.index import find
 from rockbed.types import F32, I32, I64, U8, U32, AnyArray, Bool
@@ -106,9 +106,9 @@ SHARE = np.dtype([(name, np.int64) for name in _SHARE])
 """A group's share of a push: the row and the key of each of `count` positions, the table's scratch for `distinct`, its
 flags, and where the positions begin among those of all groups, and what is said of its rows."""
 
-GRADIENTS = np.dtype([(name, np.int64) for name in ("grads", "dim", "out", *_SHARE)])
-"""The same, with a gradient for each position, and where the sums go, room for as many. A record that began as SHARE
-would be taken for one by numba, with a warning."""
+GRADIENTS = np.dtype([(name, np.int64) for name in ("values", "size", "at", "placed", "dim", "out", *_SHARE)])
+"""The same, with a gradient for each position: source and at as of bag_kernels.sum_alone, and their sizes; and where
+the sums go, room for as many. A record that began as SHARE would be taken for one by numba, with a warning."""
 
 BLOCK = np.dtype(
     [
@@ -125,12 +125,12 @@ BLOCK = np.dtype(
 
 
 @kernel
-def place_features(features: AnyArray, bag: I32, sizes: U32, at: I64) -> None:
+def place_features(features: AnyArray, bag: I32, sizes: U32, at: I64, alone: Bool) -> None:
     """Number the bags of all features of a push, those of each group from 0 on. features: FEATURE[n]; bag, sizes, at:
-    as of bag_kernels.place_bags, of all groups."""
+    as of bag_kernels.place_bags, of all groups. alone[f] = whether every bag of a feature has one position."""
     for f in range(features.shape[0]):
         feature = features[f]
-        place_bags(
+        alone[f] = place_bags(
             integers_at(feature.offsets, feature.bags + 1),
             feature.number,
             feature.start,
@@ -203,8 +203,8 @@ def sum_gradients(
         share = shares[s]
         low, high = share.first, share.first + share.count
         count = _take_distinct(share, first, inverse, rows, keys, fresh)
-        grads, sums = float_rows_at(share.grads, share.count, share.dim), float_rows_at(share.out, count, share.dim)
-        sum_by(grads, inverse[low:high], first[low:high], 0, count, sums)
+        values, at = floats_at(share.values, share.size), integers_at(share.at, share.placed)
+        sum_alone(values, at, inverse[low:high], first[low:high], float_rows_at(share.out, count, share.dim))
         finite[s] = all_finite(int32_at(share.out, count * share.dim))
         counts[s] = count
 

@@ -181,6 +181,38 @@ def test_gradients_of_a_key_meet_in_one_step_also_those_of_two_features(storage:
     assert storage.stats()["groups"][0]["updates"] == 3
 
 
+@pytest.mark.parametrize("combiner", ["sum", "mean", None])
+@pytest.mark.parametrize("features", [1, 2])
+@pytest.mark.parametrize(
+    "sizes", [[1] * 600, [1] * 298 + [0, 2] + [1] * 300, [1] * 10_000], ids=["one each", "as many keys as bags", "many"]
+)
+def test_bags_of_one_key_train_as_a_push_by_key_does(
+    storage: PyStorage, combiner: str | None, features: int, sizes: list[int]
+) -> None:
+    # to the bit: the gradients of a key are added up in the same order
+    random = np.random.default_rng(6)
+    fused_rows, by_key = (embedding(storage, optimizer=adagrad(), dim=3, group=group) for group in (1, 2))
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    ids = [random.integers(0, len(sizes) // 3, len(sizes)) for _ in range(features)]
+    names = [str(i) for i in range(features)]
+    fused = FusedEmbedding([Feature(name, fused_rows, combiner) for name in names])
+    batch = {name: Ragged(keys, ends) for name, keys in zip(names, ids, strict=True)}
+    for _ in range(2):
+        out = fused.lookup(batch)
+        pooled, sequences = random_gradients(random, out)
+        fused.apply_gradients(out, pooled, sequences)
+        if combiner is None:
+            grads = np.concatenate([sequences[name] for name in names])
+        else:
+            share = np.array(sizes) if combiner == "mean" else np.ones(len(sizes))
+            by_bag = pooled.reshape(-1, features, 3) / np.maximum(share, 1).astype(np.float32)[:, None, None]
+            grads = np.concatenate([by_bag[:, i].repeat(sizes, axis=0) for i in range(features)])
+        by_key.apply_gradients(np.concatenate(ids), grads)
+    every = np.unique(np.concatenate(ids))
+    np.testing.assert_array_equal(fused_rows.lookup(every, train=False), by_key.lookup(every, train=False))
+    assert_sound(storage)
+
+
 def test_sequential_duplicates_are_steps_in_the_order_of_features_and_keys(storage: PyStorage) -> None:
     random = np.random.default_rng(5)
     tables = two_tables(storage, optimizer=adagrad(), duplicates="sequential")

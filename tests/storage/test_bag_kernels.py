@@ -171,6 +171,33 @@ def test_gradients_go_back_to_the_rows(
     np.testing.assert_allclose(one_by_one, apart, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize(("positions", "floats"), [(40, 400), (300, 300_000)])
+def test_gradients_of_bags_of_one_position_go_back_to_the_rows(placed: bool, positions: int, floats: int) -> None:
+    rng, dim, numbers = np.random.default_rng(4), 5, 30
+    inverse = rng.integers(-1, numbers, positions).astype(np.int32)
+    inverse[:numbers] = np.arange(numbers)  # every number has a position
+    first = np.array([np.flatnonzero(inverse == u)[0] for u in range(numbers)])
+    values = rng.standard_normal(floats).astype(np.float32)
+    at = rng.integers(0, floats - dim, positions) if placed else np.arange(positions) * dim
+    wanted = np.zeros((numbers, dim))
+    for i in np.flatnonzero(inverse >= 0):
+        wanted[inverse[i]] += values[at[i] : at[i] + dim].astype(np.float64)
+    sums: F32 = np.empty((numbers, dim), np.float32)
+    k.sum_alone(values, at if placed else NO_KEYS, inverse, first, sums)
+    np.testing.assert_allclose(sums, wanted, rtol=1e-5, atol=1e-5)  # float32 sums
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1], [], [0, 2, 1], [1, 3]])
+def test_bags_are_placed_and_said_to_have_one_position_each(sizes: list[int]) -> None:
+    n, first = len(sizes), 2
+    bag, counts, at = np.zeros(sum(sizes), np.int32), np.zeros(first + n, np.uint32), np.zeros(first + n, np.int64)
+    assert k.place_bags(offsets_of(sizes), first, 7, 10, bag, counts, at) == all(size == 1 for size in sizes)
+    assert bag.tolist() == [first + b for b, size in enumerate(sizes) for _ in range(size)]
+    assert counts[first:].tolist() == sizes
+    assert at[first:].tolist() == [7 + 10 * b for b in range(n)]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_largest_magnitude(bad: float) -> None:
     assert k.largest(np.array([-3, 1], np.float32)) == 3

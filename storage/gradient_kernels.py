@@ -8,7 +8,7 @@ from rockbed.types import F32, I32, I64, U8
 
 
 @kernel
-def sum_by(grads: F32, inverse: I32 | I64, first: I64, low: int, high: int, sums: F32) -> bool:
+def sum_by(grads: F32, inverse: I64, first: I64, low: int, high: int, sums: F32) -> bool:
     """sums[u] = sum of grads[i] over inverse[i] == u, added in order of appearance, for low <= u < high.
 
     sums: float32[count, dim]. Returns whether what was added up is finite; gradients that stand alone are not looked

@@ -243,6 +243,14 @@ def test_weights_that_are_0_send_a_gradient_of_0_through_a_sum(storage: PyStorag
     assert storage.stats()["groups"][0]["updates"] == 2
 
 
+def test_the_weight_of_a_bags_only_key_counts(storage: PyStorage) -> None:
+    rows = embedding(storage, 1, optimizer=sgd(1.0))
+    fused = FusedEmbedding([Feature("weighted", rows, "sum"), Feature("plain", rows, "sum")])
+    weighted = Ragged.from_lists([[1], [2], [1]], [[-2.0], [0.5], [4.0]])
+    fused.apply_gradients({"weighted": weighted, "plain": lists([2], [3], [3])}, f32([[3, 1], [4, 1], [5, 1]]))
+    np.testing.assert_array_equal(rows.lookup(keys_of(1, 2, 3), train=False), [[-14], [-3], [-2]])
+
+
 def test_keys_that_are_pruned_get_no_gradient_and_no_row(storage: PyStorage) -> None:
     rows = embedding(storage, 1, optimizer=sgd(1.0), padding_key=7)
     fused = FusedEmbedding([Feature("a", rows, "mean"), Feature("s", rows, None)])

@@ -7,16 +7,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fused_worker import LEARNING_RATE
-from rockbed import Feature, FusedEmbedding, PyEmbedding, PyInitializer, PyOptimizer, PyStorage, Ragged
+from rockbed import Connection, Feature, FusedEmbedding, PyEmbedding, PyInitializer, PyOptimizer, PyStorage, Ragged
 from rockbed.types import F32, I64
 
 MEMORY = 4 << 30  # bytes: every row stays in memory
 WARM_UP_S = 3.0
 
 
-def opened(target: str, sizes: dict[str, Any]) -> tuple[PyStorage, list[PyEmbedding]]:
-    """A storage and its embeddings, one for each feature."""
-    storage = PyStorage(target) if target.startswith("grpc") else PyStorage(target, memory_budget=MEMORY)
+def opened(
+    target: str, sizes: dict[str, Any], connection: Connection | None = None
+) -> tuple[PyStorage, list[PyEmbedding]]:
+    """A storage and its embeddings, one for each feature. connection: to a server, if not the default one."""
+    served = target.startswith("grpc")
+    storage = PyStorage(target, connection=connection) if served else PyStorage(target, memory_budget=MEMORY)
     rule, first = PyOptimizer(name=sizes["optimizer"], gamma=LEARNING_RATE), PyInitializer(name="uniform")
     return storage, [PyEmbedding(storage, rule, first, sizes["dim"], group) for group in range(sizes["features"])]
 
@@ -32,17 +35,24 @@ def fill(folder: Any, sizes: dict[str, Any], rows: I64) -> None:
 class Tables:
     """Calls for batch i, from 0."""
 
-    def __init__(self, target: str, sizes: dict[str, Any], keys: list[list[I64]], grads: F32) -> None:
+    def __init__(
+        self,
+        target: str,
+        sizes: dict[str, Any],
+        keys: list[list[I64]],
+        grads: F32,
+        connection: Connection | None = None,
+    ) -> None:
         self._sizes, self._keys, self._grads = sizes, keys, grads
-        self.storage, self._embeddings = opened(target, sizes)
+        self.storage, self._embeddings = opened(target, sizes, connection)
         features = [Feature(f"f{i}", each, "sum") for i, each in enumerate(self._embeddings)]
         self._fused = FusedEmbedding(features)
         self._starts = np.arange(0, sizes["samples"] * sizes["ids"] + 1, sizes["ids"])
         self._batches = [{f"f{i}": Ragged(own, self._starts) for i, own in enumerate(batch)} for batch in keys]
 
-    def at(self, target: str) -> "Tables":
-        """The same tables by another address."""
-        return Tables(target, self._sizes, self._keys, self._grads)
+    def by(self, target: str, connection: Connection) -> "Tables":
+        """The same tables by another address and connection."""
+        return Tables(target, self._sizes, self._keys, self._grads, connection)
 
     def warm_up(self) -> None:
         """Read all rows, compile what is missing, and push until the journal writes over files of its own: a young

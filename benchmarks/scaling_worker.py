@@ -39,6 +39,7 @@ class Workers:
         from rockbed.server.service import EmbeddingService
         from rockbed.server.service_access import Access
         from rockbed.server.serving import Serving
+        from rockbed.server.shared_memory import SharedMemory
 
         self.storage = PyStorage(directory, memory_budget=BUDGET)
         initializer = PyInitializer(name="random_uniform", min=-0.01, max=0.01)
@@ -49,7 +50,7 @@ class Workers:
             self._rows.apply_gradients(batch, np.zeros((batch.size, DIM), np.float32))
         engine = self.storage.backend.engine  # type: ignore[attr-defined]
         access = Access(None, ThreadPoolExecutor(1))
-        self._service = EmbeddingService(Serving(engine), Limits(), access)
+        self._service = EmbeddingService(Serving(engine), Limits(), access, SharedMemory(Limits()))
 
     def rate(self, what: str, keys: int, threads: int, seconds: float) -> float:
         """Keys a second that so many threads answer together. what: "lookup" or "apply"; keys: of a request."""
@@ -78,27 +79,30 @@ class Workers:
         from rockbed.messages import lookup_request, push_request
         from rockbed.requests import Gradients, Lookup, Request
         from rockbed.wire import FLOAT32
+        from rockbed.wire_format import joined
 
         rng = np.random.default_rng([thread, keys])
         batches = [draw(ROWS, keys, False, rng).keys for _ in range(BATCHES)]
         if what == "lookup":
             out = np.empty((keys, DIM), np.float32)
-            return [lookup_request(Lookup(0, batch, out, 0), True, FLOAT32) for batch in batches]
+            return [joined(lookup_request(Lookup(0, batch, out, 0), True, FLOAT32)) for batch in batches]
         grads = gradients(keys, DIM, rng)
         nobody = Request("", 0)  # such pushes may be repeated
         return [
-            push_request([Gradients(0, batch, grads, None)], [(batch, grads)], FLOAT32, nobody) for batch in batches
+            joined(push_request([Gradients(0, batch, grads, None)], [(batch, grads)], FLOAT32, nobody))
+            for batch in batches
         ]
 
     def _answer(self, what: str, request: bytes) -> bytes:
-        from rockbed.messages import read_lookup_request, read_push_request
+        from rockbed.messages import push_response, read_lookup_request, read_push_request
+        from rockbed.wire_format import joined
 
         context: Any = _Context()
         if what == "lookup":
-            return bytes(self._service.Lookup(read_lookup_request(request), context))
-        answer = self._service.ApplyGradients(read_push_request(request), context)
-        assert answer.applied
-        return bytes(answer.SerializeToString())
+            return joined(self._service.Lookup(read_lookup_request(request), context))
+        answer = joined(self._service.ApplyGradients(read_push_request(request), context))
+        assert answer == joined(push_response(applied=True))
+        return answer
 
 
 def main() -> None:

@@ -102,7 +102,7 @@ def plan(parts: Sequence[str], rows: int, large_rows: int, rounds: int) -> list[
     everyone = ("rockbed", "numpy", "torch", "damo")
     trained = ("rockbed", "torch", "damo")
     stores = ("rockbed", "damo")
-    served = ("daemon", "rockbed", "echo", "damo-http")
+    served = ("daemon", "daemon-socket", "rockbed", "echo", "damo-http")
     rest = ("lookup 1,000 keys in write-back", "memory", "close and open", "touch all", "disk")
     budget = large_rows * (2 * 4 * DIM + ROW_OVERHEAD) // 10
     made = {

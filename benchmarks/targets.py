@@ -34,12 +34,19 @@ def _ratio(what: str, part: str, workload: str, against: str, goal: float) -> Ta
 
 
 def _served(
-    what: str, workload: str, goal: float, *, metric: Metric = "rate", at_least: bool = True, **rest: str
+    what: str,
+    workload: str,
+    goal: float,
+    *,
+    metric: Metric = "rate",
+    at_least: bool = True,
+    contender: str = "daemon",
+    **rest: str,
 ) -> Target:
     return Target(
         what=what,
         part="daemon",
-        contender="daemon",
+        contender=contender,
         workload=workload,
         metric=metric,
         goal=goal,
@@ -96,7 +103,10 @@ TARGETS = (
     _served("train step, 26 tables, Zipf, keys a second", "train zipf", 1e6),
     _served("look 1,000 keys up, p50, seconds", "lookup 1,000 keys", 0.001, metric="p50_s", at_least=False),
     *(
-        _served(f"{what}, beside a gRPC server that does nothing", workload, 0.6, against="echo")
+        _served(
+            f"{what}{how}, beside a gRPC server that does nothing", workload, 0.6, against="echo", contender=contender
+        )
+        for contender, how in (("daemon", ""), ("daemon-socket", " through the socket"))
         for what, workload in (
             ("look up 64k keys", "lookup uniform"),
             ("apply 64k keys", "apply zipf"),

@@ -18,6 +18,8 @@ class Connection(Tls):
     retry_s: for how long a call is tried again while the server cannot be reached, 0 = not at all. in_flight: requests
     that one large lookup has on the way at a time. precision: "float32", or "float16" or "bfloat16" for weights and
     gradients on the wire (rockbed.wire states the error; rows are float32 on the server whatever is chosen).
+    shared_memory: whether large messages to a server on this machine lie in memory that both share, where the server
+    can (Linux, one user, no container between, no TLS), rather than travel.
     client_id: 1 to 255 characters of ASCII that name the client in the server's log; several may have the same.
     token: what the server knows the client by.
     For grpcs://: tls_ca is a PEM file with the authorities that may vouch for the server, None = those of the system;
@@ -29,6 +31,7 @@ class Connection(Tls):
     retry_s: float = 60.0
     in_flight: int = 4
     precision: str = "float32"
+    shared_memory: bool = True
     client_id: str | None = None
     token: str | None = field(default=None, repr=False)
 
@@ -39,6 +42,8 @@ class Connection(Tls):
             *number_problems("retry_s", self.retry_s, least=0, most=_LONG_S),
             *whole_problems("in_flight", self.in_flight, 1, 1024),
         ]
+        if not isinstance(self.shared_memory, bool):
+            problems.append(f"shared_memory is {self.shared_memory!r}, not True or False")
         if self.precision not in PRECISIONS:
             problems.append(f"precision is {self.precision!r}, not one of {', '.join(map(repr, PRECISIONS))}")
         if self.client_id is not None and not _is_client_id(self.client_id):

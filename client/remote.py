@@ -48,6 +48,7 @@ from rockbed.wire import (
     keys_to_bytes,
     keys_to_wire,
 )
+from rockbed.wire_format import Parts, size_of
 
 _PROTOCOL = 1
 _ROWS_ASKED = 512  # at a time: their answer fits into a message whatever the dim and the optimizer
@@ -106,14 +107,14 @@ class Remote:
             for part in self._parts(asked.keys.size, asked.out.shape[1])
         ]
         if len(parts) == 1:
-            answer = self._ask("Lookup", lookup_request(asked, train, self._precision))
-            self._fill(asked, answer)
+            request = lookup_request(asked, train, self._precision)
+            self._fill(asked, self._transport.exchange("Lookup", request, _answer_bytes(asked)))
             return
         for part in parts:
             if len(waiting) == self._in_flight:
                 self._receive(*waiting.popleft())
             request = lookup_request(part, train, self._precision)
-            waiting.append((self._transport.start("Lookup", request), request, part))
+            waiting.append((self._transport.start("Lookup", request, _answer_bytes(part)), request, part))
         while waiting:
             self._receive(*waiting.popleft())
 
@@ -134,14 +135,15 @@ class Remote:
             self._look_up_together(together, train=train)
 
     def _look_up_together(self, lookups: Sequence[Lookup], *, train: bool) -> None:
-        answers = self._ask("LookupMany", lookup_many_request(lookups, train, self._precision))
+        request = lookup_many_request(lookups, train, self._precision)
+        answers = self._transport.exchange("LookupMany", request, sum(map(_answer_bytes, lookups)))
         if len(answers) != len(lookups):
             raise ServerError(f"{self._transport.target} answered {len(answers)} of {len(lookups)} lookups")
         for answer, each in zip(answers, lookups, strict=True):
             self._fill(each, answer)
 
     def _receive(self, sent: Any, request: Any, asked: Lookup) -> None:
-        self._fill(asked, self._transport.finish(sent, "Lookup", request))
+        self._fill(asked, self._transport.finish(sent, "Lookup", request, _answer_bytes(asked)))
 
     def _fill(self, asked: Lookup, answer: Any) -> None:
         floats_into(asked.out, answer.weights, self._precision, "the weights from the server")
@@ -161,11 +163,10 @@ class Remote:
         request = request or self._next_request()
         parts = list(messages(items, width, self._bytes_max, self._keys_max))
         if len(parts) == 1:
-            answer = self._ask("ApplyGradients", self._push_message(items, request))
+            answer = self._transport.exchange("ApplyGradients", self._push_message(items, request))
         else:
             last = len(parts) - 1
-            answer = self._transport.call_with_several(
-                "ApplyGradientsStream",
+            answer = self._transport.push(
                 lambda: (self._push_message(part, request, more=i < last) for i, part in enumerate(parts)),
             )
         applied: bool = answer.applied
@@ -175,7 +176,7 @@ class Remote:
         with self._lock:
             return Request(self._pushes_as, next(self._numbers))
 
-    def _push_message(self, items: Sequence[Gradients], request: Request, *, more: bool = False) -> bytes:
+    def _push_message(self, items: Sequence[Gradients], request: Request, *, more: bool = False) -> Parts:
         arrays = [(keys_to_wire(item.keys), floats_to_wire(item.grads, self._precision)) for item in items]
         return push_request(items, arrays, self._precision, request, more=more)
 
@@ -187,8 +188,8 @@ class Remote:
         result_bytes = float_bytes(self._precision) * sum(out.size for out in outs)
         self._must_take(batch, result_bytes, "the results")
         message = fused_lookup_request(batch, train, self._precision, keep)
-        self._must_take(batch, len(message), "keys, lengths and weights")
-        answer = self._ask("FusedLookup", message)
+        self._must_take(batch, size_of(message), "keys, lengths and weights")
+        answer = self._transport.exchange("FusedLookup", message, result_bytes + _ENVELOPE_BYTES)
         if len(answer.sequences) != len(sequences):
             raise ServerError(
                 f"{self._transport.target} answered {len(answer.sequences)} of {len(sequences)} sequences"
@@ -212,8 +213,8 @@ class Remote:
         sent = [floats_to_wire(grads, self._precision) for grads in (pooled, *sequences)]
         request = request or self._next_request()
         message = fused_push_request(of, sent[0], sent[1:], self._precision, steps, request)
-        self._must_take(batch, len(message), "the gradients" if handle is not None else "keys and gradients")
-        applied: bool = self._ask("FusedApplyGradients", message).applied
+        self._must_take(batch, size_of(message), "the gradients" if handle is not None else "keys and gradients")
+        applied: bool = self._transport.exchange("FusedApplyGradients", message).applied
         return applied
 
     def _must_take(self, batch: Sequence[Bags], size: int, what: str) -> None:
@@ -235,7 +236,8 @@ class Remote:
         used, made = np.empty(asked.keys.size, np.bool_), 0
         for part in self._parts(asked.keys.size, max(out.shape[1], 5)):  # an id asked for takes 17 bytes
             message = adaptive_request(asked.part(part), train, self._precision)
-            answer = self._ask("AdaptiveLookup", message)
+            room = out[part].nbytes + used[part].nbytes + _ENTRY_BYTES
+            answer = self._transport.exchange("AdaptiveLookup", message, room)
             floats_into(out[part], answer.weights, self._precision, "the weights from the server")
             used[part] = mask_from(answer.mask, used[part].size)
             made += answer.migrated
@@ -364,6 +366,11 @@ class Remote:
 
     def close(self) -> None:
         self._transport.close()
+
+
+def _answer_bytes(asked: Lookup) -> int:
+    """At most so many, whatever the precision."""
+    return asked.out.nbytes + _ENTRY_BYTES
 
 
 def _grouped(report: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,14 @@ def address(target: str) -> str:
     return f"{host}:{port}"
 
 
+def is_on_this_machine(target: str) -> bool:
+    """Whether a server's address, without TLS, is one that only this machine has."""
+    if not target.startswith("grpc://"):
+        return target.startswith("grpc+unix://")
+    host = target.removeprefix("grpc://").rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
 def must_be_directory(target: str | os.PathLike[str], connection: object) -> None:
     """Raise InvalidConfig for a directory that is opened with a connection, or for what looks like an address."""
     if connection is not None:

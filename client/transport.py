@@ -12,8 +12,11 @@ import grpc
 
 from rockbed.adaptive_messages import read_adaptive_response
 from rockbed.allocation import keep_large_blocks
+from rockbed.client import shared_memory
 from rockbed.client.channel_transport import is_about_tls, not_reached, open_channel
 from rockbed.client.connection import Connection
+from rockbed.client.shared_memory import Segment, SharedMemory
+from rockbed.client.target import is_on_this_machine
 from rockbed.client.tracing import trace_headers
 from rockbed.errors import (
     DeadlineExceeded,
@@ -22,12 +25,15 @@ from rockbed.errors import (
     RockbedError,
     ServerError,
     StorageClosed,
+    UnknownMemory,
     all_errors,
 )
 from rockbed.fused_messages import read_fused_lookup_response
 from rockbed.messages import read_lookup_many_response, read_lookup_response
+from rockbed.shared_messages import read_shared_message, shared_message
 from rockbed.v1 import admin_pb2_grpc, embedding_pb2, embedding_pb2_grpc
 from rockbed.wire import CLIENT_KEY, CODE_KEY, TOKEN_KEY, TOKEN_SCHEME
+from rockbed.wire_format import Parts, joined, size_of
 
 _log = logging.getLogger("rockbed.client")
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
@@ -56,9 +62,10 @@ class Transport:
             "ApplyGradients": push,
             "FusedApplyGradients": push,
         }
-        self._arrays = {name: self._channel.unary_unary(service + name, None, read) for name, read in answers.items()}
-        streamed = self._channel.stream_stream(service + "ApplyGradientsStream", None, push)
-        self._arrays["ApplyGradientsStream"] = streamed
+        self._arrays = {name: (self._channel.unary_unary(service + name), read) for name, read in answers.items()}
+        self._push_stream = self._channel.stream_stream(service + "ApplyGradientsStream", joined, push)
+        shared = connection.shared_memory and is_on_this_machine(target) and hasattr(os, "memfd_create")
+        self._memory = SharedMemory(self._share) if shared else None
         self._stubs = (embedding_pb2_grpc.EmbeddingStub(self._channel), admin_pb2_grpc.AdminStub(self._channel))
         named = () if connection.client_id is None else ((CLIENT_KEY, connection.client_id),)
         token = () if connection.token is None else ((TOKEN_KEY, TOKEN_SCHEME + connection.token),)
@@ -70,11 +77,20 @@ class Transport:
         # a call that is waited for at once spares a change of threads, a fifth of a small one's time
         return self._tried(lambda: self._invoke(self._method(method), request, long), method, again)
 
-    def call_with_several(self, method: str, requests: Callable[[], Iterator[Any]]) -> Any:
-        """The one answer to several requests on a stream, which are made anew for each attempt."""
+    def exchange(self, method: str, message: Parts, answer_bytes: int = 0) -> Any:
+        """The answer to a message that is mostly arrays, sent again while the server is away.
+
+        answer_bytes: at least so many as its arrays have, for which there will be room in memory that is shared. They
+        lie there until the answer is let go of.
+        """
+        return self._tried(lambda: self._exchanged(method, message, answer_bytes), method, again=True)
+
+    def push(self, messages: Callable[[], Iterator[Parts]]) -> Any:
+        """The one answer to a push in several messages, which are made anew for each attempt."""
+        method = "ApplyGradientsStream"
 
         def attempt() -> Any:
-            answers = self._invoke(self._method(method), requests(), long=False)
+            answers = self._invoke(self._push_stream, messages(), long=False)
             try:
                 for answer in answers:
                     return answer
@@ -84,17 +100,20 @@ class Transport:
 
         return self._tried(attempt, method, again=True)
 
-    def start(self, method: str, request: Any) -> Any:
-        """Send a request; `finish` waits for its answer."""
-        return self._invoke(self._method(method).future, request, long=False)
+    def start(self, method: str, message: Parts, answer_bytes: int) -> Any:
+        """Send a message as `exchange` does; `finish` waits for its answer."""
+        data, segment = self._placed(message, answer_bytes)
+        return self._invoke(self._arrays[method][0].future, data, long=False), segment
 
-    def finish(self, sent: Any, method: str, request: Any) -> Any:
-        """The answer to what `start` sent; the request is sent again while the server is away."""
+    def finish(self, sent: Any, method: str, message: Parts, answer_bytes: int) -> Any:
+        """The answer to what `start` sent; the message is sent again while the server is away."""
         first = iter([sent])
 
         def attempt() -> Any:
-            before = next(first, None)
-            return self._invoke(self._method(method), request, long=False) if before is None else before.result()
+            future, segment = next(first, (None, None))
+            if future is None:
+                return self._exchanged(method, message, answer_bytes)
+            return self._received(method, message, segment, future.result)
 
         return self._tried(attempt, method, again=True)
 
@@ -140,9 +159,48 @@ class Transport:
             self._check_open()
             raise
 
+    def _exchanged(self, method: str, message: Parts, answer_bytes: int) -> Any:
+        call, _ = self._arrays[method]
+        data, segment = self._placed(message, answer_bytes)
+        return self._received(method, message, segment, lambda: self._invoke(call, data, long=False))
+
+    def _placed(self, message: Parts, answer_bytes: int) -> tuple[bytes, Segment | None]:
+        """What travels: a message, or where it is in memory that is shared; and that memory."""
+        segment, size, memory = None, size_of(message) + answer_bytes, self._memory
+        if memory is not None and size >= shared_memory.WORTH_BYTES:
+            try:
+                segment = memory.take(size)
+            except grpc.RpcError as failed:
+                if _is_passing(failed):
+                    raise
+                _log.info("rockbed: %s shares no memory (%s): messages travel", self.target, failed.details())
+                self._memory = None
+        if segment is None:
+            return joined(message), None
+        return shared_message(segment.put(message, answer_bytes)), segment
+
+    def _received(self, method: str, message: Parts, segment: Segment | None, answer: Callable[[], bytes]) -> Any:
+        call, read = self._arrays[method]
+        if segment is None:
+            return read(answer())
+        try:
+            data = answer()
+        except grpc.RpcError as failed:
+            if _trailer(failed, CODE_KEY) != UnknownMemory.code:
+                raise
+            return read(self._invoke(call, joined(message), long=False))
+        place = read_shared_message(data)
+        if place is not None:
+            return read(segment.answer(place))
+        segment.give()
+        return read(data)
+
+    def _share(self, descriptor: int, secret: bytes) -> bytes:
+        request = embedding_pb2.ShareMemoryRequest(process=self._process, descriptor=descriptor, secret=secret)
+        handle: bytes = self._invoke(self._method("ShareMemory"), request, long=False).memory
+        return handle
+
     def _method(self, name: str) -> Any:
-        if name in self._arrays:
-            return self._arrays[name]
         embedding, admin = self._stubs
         return getattr(embedding, name, None) or getattr(admin, name)
 

@@ -9,7 +9,7 @@ from rockbed.errors import WrongShape
 from rockbed.requests import AdaptiveKeys
 from rockbed.types import AnyArray, Bool
 from rockbed.wire import keys_from_bytes, keys_to_wire
-from rockbed.wire_format import BYTES, VARINT, Buffer, number, of_bytes, read_into
+from rockbed.wire_format import BYTES, VARINT, Buffer, Parts, number, of_bytes, read_into
 
 
 @dataclass(slots=True)
@@ -48,18 +48,18 @@ _REQUEST = {
 _RESPONSE = {(1, BYTES): "weights", (2, BYTES): "mask", (3, VARINT): "migrated"}
 
 
-def adaptive_request(asked: AdaptiveKeys, train: bool, precision: int) -> bytes:
+def adaptive_request(asked: AdaptiveKeys, train: bool, precision: int) -> Parts:
     """An AdaptiveLookupRequest."""
     mask = () if asked.mask is None else of_bytes(5, asked.mask.view(np.uint8))
     groups = number(1, asked.static), number(2, asked.exact)
     arrays = *of_bytes(3, keys_to_wire(asked.keys)), *of_bytes(4, keys_to_wire(asked.buckets)), *mask
     generations = number(8, asked.static_generation), number(9, asked.exact_generation)
-    return b"".join((*groups, *arrays, number(6, train), number(7, precision), *generations))
+    return [*groups, *arrays, number(6, train), number(7, precision), *generations]
 
 
-def adaptive_response(weights: Buffer | AnyArray, mask: Bool, migrated: int) -> bytes:
+def adaptive_response(weights: Buffer | AnyArray, mask: Bool, migrated: int) -> Parts:
     """An AdaptiveLookupResponse. weights: as they travel."""
-    return b"".join((*of_bytes(1, weights), *of_bytes(2, mask.view(np.uint8)), number(3, migrated)))
+    return [*of_bytes(1, weights), *of_bytes(2, mask.view(np.uint8)), number(3, migrated)]
 
 
 def read_adaptive_request(data: bytes) -> AdaptiveRequest:

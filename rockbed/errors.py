@@ -90,6 +90,13 @@ class UnknownHandle(RockbedError, LookupError):
     code = "unknown_handle"
 
 
+class UnknownMemory(RockbedError, LookupError):
+    """Shared memory that the server does not have any more, or that was never this caller's to share. Clients share
+    other memory, or send their messages, by themselves."""
+
+    code = "unknown_memory"
+
+
 class GroupConflict(RockbedError, ValueError):
     """The group exists with another dim, optimizer kind, initializer or seed."""
 

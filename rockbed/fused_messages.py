@@ -4,7 +4,6 @@ by hand as those of `messages`."""
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from rockbed.wire_format import (
     FIXED64,
     VARINT,
     Buffer,
+    Parts,
     fields,
     fixed64,
     given_number,
@@ -100,16 +100,16 @@ _PUSH = {
 _STEP = {(1, VARINT): "group", (2, VARINT): "step"}
 
 
-def fused_lookup_request(batch: Sequence[Bags], train: bool, precision: int, keep: bool) -> bytes:
+def fused_lookup_request(batch: Sequence[Bags], train: bool, precision: int, keep: bool) -> Parts:
     """A FusedLookupRequest."""
-    return b"".join((*_features(batch), number(2, train), number(3, precision), number(4, keep)))
+    return [*_features(batch), number(2, train), number(3, precision), number(4, keep)]
 
 
 def fused_lookup_response(
     pooled: Buffer | AnyArray, sequences: Sequence[Buffer | AnyArray], handle: bytes | None
-) -> bytes:
+) -> Parts:
     """A FusedLookupResponse. pooled, sequences: as they travel."""
-    return b"".join((*of_bytes(1, pooled), *_several(2, sequences), *of_bytes(3, handle or b"")))
+    return [*of_bytes(1, pooled), *_several(2, sequences), *of_bytes(3, handle or b"")]
 
 
 def fused_push_request(
@@ -119,13 +119,13 @@ def fused_push_request(
     precision: int,
     steps: Mapping[int, int],
     by: Request,
-) -> bytes:
+) -> Parts:
     """A FusedApplyGradientsRequest. of: the batch, or its handle; pooled, sequences: the gradients as they travel."""
-    parts: list[Any] = [*of_bytes(2, of)] if isinstance(of, bytes) else _features(of)
+    parts: list[Buffer] = [*of_bytes(2, of)] if isinstance(of, bytes) else _features(of)
     parts += [*of_bytes(3, pooled), *_several(4, sequences), number(5, precision)]
     for group, step in steps.items():
         parts += of_message(6, [given_number(1, group), given_number(2, step)])
-    return b"".join((*parts, *of_bytes(7, by.client.encode()), number(8, by.number)))
+    return [*parts, *of_bytes(7, by.client.encode()), number(8, by.number)]
 
 
 def read_fused_lookup_request(data: bytes) -> FusedLookupRequest:
@@ -203,10 +203,14 @@ def _read_bags(data: memoryview) -> BagsMessage:
     return message
 
 
-def _features(batch: Sequence[Bags]) -> list[Any]:
-    parts: list[Any] = []
+def _features(batch: Sequence[Bags]) -> list[Buffer]:
+    parts: list[Buffer] = []
     for each in batch:
-        one = [*of_bytes(1, each.name.encode()), number(2, each.group), *of_bytes(3, keys_to_wire(each.keys))]
+        one: list[Buffer] = [
+            *of_bytes(1, each.name.encode()),
+            number(2, each.group),
+            *of_bytes(3, keys_to_wire(each.keys)),
+        ]
         lengths = np.diff(each.offsets)
         if (lengths != 1).any():
             one += of_bytes(4, lengths.astype("<u4"))
@@ -221,5 +225,5 @@ def _features(batch: Sequence[Bags]) -> list[Any]:
     return parts
 
 
-def _several(at: int, arrays: Sequence[Buffer | AnyArray]) -> list[Any]:
+def _several(at: int, arrays: Sequence[Buffer | AnyArray]) -> list[Buffer]:
     return [part for array in arrays for part in of_bytes(at, array)]

@@ -7,12 +7,11 @@ it lies in those that came.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from rockbed.requests import Gradients, Lookup, Request
 from rockbed.types import AnyArray
 from rockbed.wire import keys_to_wire
-from rockbed.wire_format import BYTES, VARINT, Buffer, fields, number, of_bytes, of_message, read_into
+from rockbed.wire_format import BYTES, VARINT, Buffer, Parts, fields, number, of_bytes, of_message, read_into
 
 
 @dataclass(slots=True)
@@ -71,36 +70,32 @@ _SHARE = {
 _PUSH = {(1, BYTES): "groups", (2, BYTES): "client_id", (3, VARINT): "request_number", (4, VARINT): "more"}
 
 
-def lookup_request(asked: Lookup, train: bool, precision: int) -> bytes:
+def lookup_request(asked: Lookup, train: bool, precision: int) -> Parts:
     """A LookupRequest."""
-    return b"".join(_lookup(asked, train, precision))
-
-
-def lookup_response(weights: Buffer | AnyArray) -> bytes:
-    """A LookupResponse."""
-    return b"".join(of_bytes(1, weights))
-
-
-def lookup_many_request(lookups: Sequence[Lookup], train: bool, precision: int) -> bytes:
-    """A LookupManyRequest."""
-    parts: list[Any] = []
-    for each in lookups:
-        parts += of_message(1, _lookup(each, train, precision))
-    return b"".join(parts)
-
-
-def _lookup(asked: Lookup, train: bool, precision: int) -> list[Any]:
     keys = of_bytes(2, keys_to_wire(asked.keys))
     return [number(1, asked.group), *keys, number(3, train), number(4, precision), number(5, asked.generation)]
 
 
-def lookup_many_response(weights: Sequence[Buffer | AnyArray]) -> bytes:
+def lookup_response(weights: Buffer | AnyArray) -> Parts:
+    """A LookupResponse."""
+    return of_bytes(1, weights)
+
+
+def lookup_many_request(lookups: Sequence[Lookup], train: bool, precision: int) -> Parts:
+    """A LookupManyRequest."""
+    parts: list[Buffer] = []
+    for each in lookups:
+        parts += of_message(1, lookup_request(each, train, precision))
+    return parts
+
+
+def lookup_many_response(weights: Sequence[Buffer | AnyArray]) -> Parts:
     """A LookupManyResponse."""
-    parts: list[Any] = []
+    parts: list[Buffer] = []
     for each in weights:
         one = of_bytes(1, each)
         parts += of_message(1, one)
-    return b"".join(parts)
+    return parts
 
 
 def push_request(
@@ -110,11 +105,11 @@ def push_request(
     by: Request,
     *,
     more: bool = False,
-) -> bytes:
+) -> Parts:
     """An ApplyGradientsRequest. arrays: keys and gradients of each item as they travel; more: not the last message."""
-    parts: list[Any] = []
+    parts: list[Buffer] = []
     for item, (keys, grads) in zip(items, arrays, strict=True):
-        share = [
+        share: list[Buffer] = [
             number(1, item.group),
             *of_bytes(2, keys),
             *of_bytes(3, grads),
@@ -123,7 +118,12 @@ def push_request(
             number(6, item.generation),
         ]
         parts += of_message(1, share)
-    return b"".join((*parts, *of_bytes(2, by.client.encode()), number(3, by.number), number(4, more)))
+    return [*parts, *of_bytes(2, by.client.encode()), number(3, by.number), number(4, more)]
+
+
+def push_response(applied: bool) -> Parts:
+    """An ApplyGradientsResponse."""
+    return [number(1, applied)]
 
 
 def read_lookup_request(data: bytes) -> LookupRequest:

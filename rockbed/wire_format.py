@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 from rockbed.types import AnyArray
 
 Buffer = bytes | memoryview
+Parts = Sequence[Buffer]
+"""A message in pieces, in their order: each is copied once, to where the message is sent from."""
 Names = dict[tuple[int, int], str]
 """Field number and kind -> name."""
 
@@ -77,9 +79,19 @@ def of_bytes(at: int, value: Buffer | AnyArray) -> tuple[bytes, memoryview]:
     return head(at, data.nbytes), data.cast("B") if data.nbytes else memoryview(b"")
 
 
-def of_message(at: int, parts: Sequence[Any]) -> list[Any]:
+def of_message(at: int, parts: Parts) -> list[Buffer]:
     """Field `at` with a message made of parts."""
-    return [head(at, sum(map(len, parts))), *parts]
+    return [head(at, size_of(parts)), *parts]
+
+
+def size_of(parts: Parts) -> int:
+    """The bytes of a message."""
+    return sum(map(len, parts))
+
+
+def joined(message: bytes | Parts) -> bytes:
+    """A message in one piece."""
+    return message if isinstance(message, bytes) else b"".join(message)
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:

@@ -17,11 +17,13 @@ from rockbed.server.kept_batches import KeptBatches
 from rockbed.server.service import EmbeddingService
 from rockbed.server.service_access import Access
 from rockbed.server.service_health import HealthService
+from rockbed.server.service_memory import Sharing
 from rockbed.server.service_observing import Observer, Observing
 from rockbed.server.service_parsing import Parsing
 from rockbed.server.service_queue import Queue, Workers
 from rockbed.server.service_reflection import ReflectionService
 from rockbed.server.serving import Serving
+from rockbed.server.shared_memory import SharedMemory
 from rockbed.v1 import admin_pb2_grpc
 
 DRAIN_S = 30.0
@@ -49,7 +51,10 @@ class Daemon:
         self.config = config
         self._serving = Serving(engine)
         self._tokens = None if config.tokens is None else Tokens(config.tokens)
-        self._metrics = None if config.metrics_listen is None else MetricsEndpoint(self._serving, config.metrics_listen)
+        self._memory = SharedMemory(config.limits)
+        self._sharing = Sharing(self._memory)
+        metrics = config.metrics_listen
+        self._metrics = None if metrics is None else MetricsEndpoint(self._serving, self._memory, metrics)
         self._observing = Observing([*observers, *([] if self._metrics is None else [self._metrics.requests])])
         self._interceptors = interceptors
         self._workers = Workers(config.workers, "serve")
@@ -76,10 +81,11 @@ class Daemon:
     def _serve(self, listen: str, highest: Role) -> None:
         config, most = self.config, self.config.limits.message_bytes_max
         access = Access(self._tokens, self._refusals, highest)
+        parsing = Parsing(self._streams, self._long)
         queue = Queue(self._workers, config.queue_max, self._streams, self._long, self._refusals)
         server = grpc.server(
             self._workers,
-            interceptors=(self._observing, access, queue, Parsing(self._streams, self._long), *self._interceptors),
+            interceptors=(self._observing, access, queue, self._sharing, parsing, *self._interceptors),
             maximum_concurrent_rpcs=config.workers + config.queue_max + config.streams_max + _LONG_MAX + _REFUSALS_MAX,
             options=(
                 ("grpc.max_receive_message_length", most),
@@ -92,7 +98,7 @@ class Daemon:
                 ("grpc.keepalive_timeout_ms", 20_000),
             ),
         )
-        EmbeddingService(self._serving, config.limits, access).add_to(server)
+        EmbeddingService(self._serving, config.limits, access, self._memory).add_to(server)
         admin = AdminService(
             self._serving, config.limits, access, checkpoints=config.checkpoints, exports=config.exports
         )
@@ -151,5 +157,6 @@ class Daemon:
             stopped.wait(drain_s + _LAST_S)  # not for ever: what is written back after must not wait
         for pool in (self._workers, self._streams, self._long, self._refusals):
             pool.shutdown(wait=False)
+        self._memory.close()
         if self._metrics is not None:
             self._metrics.stop()

@@ -47,6 +47,7 @@ class ServerConfig:
             *whole_problems("push_bytes_max", self.limits.push_bytes_max, 1 << 16, 1 << 40),
             *whole_problems("keys_max", self.limits.keys_max, 1, 1 << 31),
             *whole_problems("kept_bytes_max", self.limits.kept_bytes_max, 0, 1 << 40),
+            *whole_problems("shared_bytes_max", self.limits.shared_bytes_max, 0, 1 << 40),
             *number_problems("kept_s", self.limits.kept_s, above=0, most=86_400),
             *self._tls_problems(),
             *self._listen_problems("listen", self.listen),

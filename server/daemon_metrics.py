@@ -2,12 +2,13 @@
 
 import logging
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, start_http_server
 
 from rockbed.errors import ServerUnavailable
 from rockbed.server.metrics import StoreMetrics
 from rockbed.server.service_metrics import RequestMetrics
 from rockbed.server.serving import Serving
+from rockbed.server.shared_memory import SharedMemory
 
 _log = logging.getLogger("rockbed.server")
 
@@ -18,13 +19,15 @@ class MetricsEndpoint:
     A registry of its own: prometheus_client's global one would mix the daemons of a process.
     """
 
-    def __init__(self, serving: Serving, listen: str) -> None:
+    def __init__(self, serving: Serving, memory: SharedMemory, listen: str) -> None:
         """listen: "HOST:PORT", port 0: any that is free. Raises ServerUnavailable."""
         self.requests = RequestMetrics()
         self._store = StoreMetrics(serving)
         registry = CollectorRegistry()
         registry.register(self.requests)
         registry.register(self._store)
+        shared = Gauge("rockbed_shared_memory_bytes", "Bytes of memory shared with clients.", registry=registry)
+        shared.set_function(memory.nbytes)
         ProcessCollector(registry=registry)
         host, _, port = listen.rpartition(":")
         try:

@@ -139,6 +139,9 @@ class Settings:
     push_bytes_max: int = _setting(_bytes, _L.push_bytes_max, _LIMITS, "Bytes of a push in several messages.")
     kept_bytes_max: int = _setting(_bytes, _L.kept_bytes_max, _LIMITS, "Bytes of batches kept between lookup and push.")
     kept_s: float = _setting(_seconds, _L.kept_s, _LIMITS, "Seconds that a batch is kept for its push.")
+    shared_bytes_max: int = _setting(
+        _bytes, _L.shared_bytes_max, _LIMITS, "Bytes of memory shared with clients on this machine; 0 = none."
+    )
     drain: float = _setting(_seconds, 30.0, _LIMITS, "Seconds that calls under way have when the server is to end.")
     checkpoints: Path | None = _setting(_path, None, _REST, "Directory for checkpoints asked for by clients.")
     exports: Path | None = _setting(_path, None, _REST, "Directory for their dumps, exports and imports.")
@@ -183,6 +186,7 @@ class Settings:
                 push_bytes_max=self.push_bytes_max,
                 kept_bytes_max=self.kept_bytes_max,
                 kept_s=self.kept_s,
+                shared_bytes_max=self.shared_bytes_max,
             ),
             checkpoints=self.checkpoints,
             exports=self.exports,

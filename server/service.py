@@ -10,6 +10,7 @@ from rockbed.errors import InvalidConfig, LimitExceeded
 from rockbed.messages import (
     lookup_many_response,
     lookup_response,
+    push_response,
     read_lookup_many_request,
     read_lookup_request,
     read_push_request,
@@ -22,12 +23,15 @@ from rockbed.server.service_access import Access
 from rockbed.server.service_adaptive import AdaptiveService
 from rockbed.server.service_errors import answered
 from rockbed.server.service_fused import FusedService
+from rockbed.server.service_memory import MemoryService
 from rockbed.server.service_pushes import Gathering, PushParts
 from rockbed.server.service_requests import must_fit, request_of
 from rockbed.server.serving import Serving
+from rockbed.server.shared_memory import SharedMemory
 from rockbed.types import I64
 from rockbed.v1 import embedding_pb2 as pb
 from rockbed.wire import floats_from_bytes, floats_to_wire, keys_from_bytes, must_be_known
+from rockbed.wire_format import joined
 
 
 class EmbeddingService:
@@ -36,28 +40,29 @@ class EmbeddingService:
     Messages that are mostly arrays are not protobuf's (`messages` says why), so it adds its methods to a server itself.
     """
 
-    def __init__(self, serving: Serving, limits: Limits, access: Access) -> None:
+    def __init__(self, serving: Serving, limits: Limits, access: Access, memory: SharedMemory) -> None:
         self._serving = serving
         self._limits = limits
         self._access = access
         self._gathering = Gathering(limits)
         self._fused = FusedService(serving, limits, access)
+        self._memory = MemoryService(memory)
         self._adaptive = AdaptiveService(serving, limits, access)
 
     def add_to(self, server: grpc.Server) -> None:
         """Have a server answer the service's calls."""
-        applied = pb.ApplyGradientsResponse.SerializeToString
         methods = {
-            "Lookup": grpc.unary_unary_rpc_method_handler(self.Lookup, read_lookup_request, bytes),
-            "LookupStream": grpc.stream_stream_rpc_method_handler(self.LookupStream, read_lookup_request, bytes),
-            "LookupMany": grpc.unary_unary_rpc_method_handler(self.LookupMany, read_lookup_many_request, bytes),
-            "ApplyGradients": grpc.unary_unary_rpc_method_handler(self.ApplyGradients, read_push_request, applied),
+            "Lookup": grpc.unary_unary_rpc_method_handler(self.Lookup, read_lookup_request, joined),
+            "LookupStream": grpc.stream_stream_rpc_method_handler(self.LookupStream, read_lookup_request, joined),
+            "LookupMany": grpc.unary_unary_rpc_method_handler(self.LookupMany, read_lookup_many_request, joined),
+            "ApplyGradients": grpc.unary_unary_rpc_method_handler(self.ApplyGradients, read_push_request, joined),
             "ApplyGradientsStream": grpc.stream_stream_rpc_method_handler(
-                self.ApplyGradientsStream, read_push_request, applied
+                self.ApplyGradientsStream, read_push_request, joined
             ),
             "Prefetch": grpc.unary_unary_rpc_method_handler(
                 self.Prefetch, pb.PrefetchRequest.FromString, pb.PrefetchResponse.SerializeToString
             ),
+            **self._memory.methods(),
             **self._fused.methods(),
             **self._adaptive.methods(),
         }
@@ -152,7 +157,7 @@ class EmbeddingService:
         caller.must_reach(share.group for share in request.groups)
         items = [self._share(share) for share in request.groups]
         applied = self._serving.engine.apply_gradients(items, request_of(request, caller))
-        return pb.ApplyGradientsResponse(applied=applied)
+        return push_response(applied)
 
     def _share(self, share: Any) -> Gradients:
         keys = keys_from_bytes(share.keys)

@@ -25,6 +25,7 @@ _READ = (
     "FusedLookup",
     "AdaptiveLookup",
     "Prefetch",
+    "ShareMemory",
     "ServerInfo",
     "CreateGroup",
     "ListGroups",

@@ -20,6 +20,7 @@ from rockbed.server.service_errors import answered
 from rockbed.server.service_requests import must_fit
 from rockbed.server.serving import Serving
 from rockbed.wire import floats_to_wire, must_be_known
+from rockbed.wire_format import Parts, joined
 
 
 class AdaptiveService:
@@ -33,10 +34,10 @@ class AdaptiveService:
     def methods(self) -> dict[str, Any]:
         """Handlers by the names of the methods."""
         return {
-            "AdaptiveLookup": grpc.unary_unary_rpc_method_handler(self.AdaptiveLookup, read_adaptive_request, bytes)
+            "AdaptiveLookup": grpc.unary_unary_rpc_method_handler(self.AdaptiveLookup, read_adaptive_request, joined)
         }
 
-    def AdaptiveLookup(self, request: AdaptiveRequest, context: grpc.ServicerContext) -> bytes:  # noqa: N802
+    def AdaptiveLookup(self, request: AdaptiveRequest, context: grpc.ServicerContext) -> Parts:  # noqa: N802
         with answered(context):
             caller, engine = self._access.caller(context), self._serving.engine
             caller.must_reach([request.static_group, request.exact_group])

@@ -30,6 +30,7 @@ from rockbed.errors import (
     Unauthenticated,
     UnknownGroup,
     UnknownHandle,
+    UnknownMemory,
 )
 from rockbed.wire import CODE_KEY, PUSHBACK_KEY
 
@@ -40,6 +41,7 @@ _MESSAGE_MAX = 2_000  # characters; gRPC sends it as a header, and headers may t
 _STATUS: tuple[tuple[type[RockbedError], grpc.StatusCode], ...] = (
     (UnknownGroup, grpc.StatusCode.NOT_FOUND),
     (UnknownHandle, grpc.StatusCode.NOT_FOUND),
+    (UnknownMemory, grpc.StatusCode.NOT_FOUND),
     (StoreNotFound, grpc.StatusCode.NOT_FOUND),
     (StoreExists, grpc.StatusCode.ALREADY_EXISTS),
     (GroupConflict, grpc.StatusCode.FAILED_PRECONDITION),

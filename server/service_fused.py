@@ -17,6 +17,7 @@ from rockbed.fused_messages import (
     read_fused_lookup_request,
     read_fused_push_request,
 )
+from rockbed.messages import push_response
 from rockbed.server import fused
 from rockbed.server.access import Principal, Role
 from rockbed.server.engine import Engine
@@ -27,9 +28,8 @@ from rockbed.server.service_errors import answered
 from rockbed.server.service_requests import must_fit, request_of
 from rockbed.server.serving import Serving
 from rockbed.types import F32
-from rockbed.v1 import embedding_pb2 as pb
 from rockbed.wire import float_bytes, floats_from_bytes, floats_to_wire, must_be_known
-from rockbed.wire_format import Buffer
+from rockbed.wire_format import Buffer, Parts, joined
 
 Shape = tuple[int, int]
 
@@ -44,13 +44,13 @@ class FusedService:
 
     def methods(self) -> dict[str, Any]:
         """Handlers by the names of the methods."""
-        unary, applied = grpc.unary_unary_rpc_method_handler, pb.ApplyGradientsResponse.SerializeToString
+        unary = grpc.unary_unary_rpc_method_handler
         return {
-            "FusedLookup": unary(self.FusedLookup, read_fused_lookup_request, bytes),
-            "FusedApplyGradients": unary(self.FusedApplyGradients, read_fused_push_request, applied),
+            "FusedLookup": unary(self.FusedLookup, read_fused_lookup_request, joined),
+            "FusedApplyGradients": unary(self.FusedApplyGradients, read_fused_push_request, joined),
         }
 
-    def FusedLookup(self, request: FusedLookupRequest, context: grpc.ServicerContext) -> bytes:  # noqa: N802
+    def FusedLookup(self, request: FusedLookupRequest, context: grpc.ServicerContext) -> Parts:  # noqa: N802
         with answered(context):
             caller, engine = self._access.caller(context), self._serving.engine
             if request.train or request.keep:
@@ -86,7 +86,7 @@ class FusedService:
                 raise InvalidConfig("a push has features, or the handle of a batch that is kept: not both")
             else:
                 applied = apply_kept(engine, bytes(request.handle), caller.name, by, push)
-            return pb.ApplyGradientsResponse(applied=applied)
+            return push_response(applied)
 
     def _batch(self, features: Sequence[BagsMessage], caller: Principal) -> list[Bags]:
         caller.must_reach(each.group for each in features)

@@ -57,6 +57,12 @@ def received(message: Any, size: int) -> None:
         call.received(message, size)
 
 
+def sent_beside(size: int) -> None:
+    """Tell them of an answer that does not travel, or of a part of one."""
+    for call in _calls.get():
+        call.sent(size)
+
+
 def groups_and_keys(message: Any) -> tuple[list[int], int]:
     """Which groups a request is about, and how many keys it has."""
     if isinstance(message, ApplyGradientsRequest):

@@ -12,6 +12,7 @@ from rockbed.bags import COMBINERS, Bags
 from rockbed.requests import Request
 from rockbed.types import F32
 from rockbed.v1 import embedding_pb2 as pb
+from rockbed.wire_format import joined
 
 BYTES = st.binary(max_size=100)
 NAME = st.text(max_size=10)
@@ -67,7 +68,7 @@ def _must_equal(found: Bags, bags: Bags) -> None:
 
 @given(st.lists(any_bags(), max_size=4), st.booleans(), st.integers(0, 2), st.booleans())
 def test_lookups(batch: list[Bags], train: bool, precision: int, keep: bool) -> None:
-    ours = fused_messages.fused_lookup_request(batch, train, precision, keep)
+    ours = joined(fused_messages.fused_lookup_request(batch, train, precision, keep))
     theirs = pb.FusedLookupRequest.FromString(ours)
     assert (theirs.train, theirs.precision, theirs.keep) == (train, precision, keep)
     for message, bags in zip(theirs.features, batch, strict=True):
@@ -80,7 +81,7 @@ def test_lookups(batch: list[Bags], train: bool, precision: int, keep: bool) -> 
 
 @given(BYTES, st.lists(BYTES, max_size=3), st.none() | st.binary(min_size=1, max_size=20))
 def test_answers(pooled: bytes, sequences: list[bytes], handle: bytes | None) -> None:
-    theirs = pb.FusedLookupResponse.FromString(fused_messages.fused_lookup_response(pooled, sequences, handle))
+    theirs = pb.FusedLookupResponse.FromString(joined(fused_messages.fused_lookup_response(pooled, sequences, handle)))
     assert (theirs.pooled, list(theirs.sequences), theirs.handle) == (pooled, sequences, handle or b"")
     read = fused_messages.read_fused_lookup_response(theirs.SerializeToString())
     assert (bytes(read.pooled), [bytes(each) for each in read.sequences]) == (pooled, sequences)
@@ -105,7 +106,7 @@ def test_pushes(
     client: str,
     number: int,
 ) -> None:
-    ours = fused_messages.fused_push_request(of, pooled, sequences, precision, steps, Request(client, number))
+    ours = joined(fused_messages.fused_push_request(of, pooled, sequences, precision, steps, Request(client, number)))
     theirs = pb.FusedApplyGradientsRequest.FromString(ours)
     assert theirs.HasField("handle") == isinstance(of, bytes)
     assert (theirs.pooled, list(theirs.sequences), theirs.precision) == (pooled, sequences, precision)
@@ -128,14 +129,16 @@ def test_pushes(
 def test_arrays_are_written_as_they_lie_in_memory() -> None:
     pooled, nothing = np.arange(6, dtype=np.float32).reshape(2, 3), np.empty((2, 0), np.float32)
     sequences: list[F32] = [np.empty((0, 4), np.float32), np.ones((3, 1), np.float32)]
-    answer = pb.FusedLookupResponse.FromString(fused_messages.fused_lookup_response(pooled, sequences, None))
+    answer = pb.FusedLookupResponse.FromString(joined(fused_messages.fused_lookup_response(pooled, sequences, None)))
     assert (answer.pooled, list(answer.sequences)) == (pooled.tobytes(), [b"", sequences[1].tobytes()])
-    assert pb.FusedLookupResponse.FromString(fused_messages.fused_lookup_response(nothing, [], b"h")).pooled == b""
+    assert (
+        pb.FusedLookupResponse.FromString(joined(fused_messages.fused_lookup_response(nothing, [], b"h"))).pooled == b""
+    )
 
 
 def test_bags_of_one_key_each_need_no_lengths() -> None:
     bags = Bags("a", 1, np.arange(1_000), np.arange(1_001))
-    assert len(fused_messages.fused_lookup_request([bags], True, 0, False)) < 8 * 1_000 + 30
+    assert len(joined(fused_messages.fused_lookup_request([bags], True, 0, False))) < 8 * 1_000 + 30
 
 
 @pytest.mark.parametrize(

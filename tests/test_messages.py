@@ -11,6 +11,7 @@ from rockbed import messages
 from rockbed.requests import Gradients, Lookup, Request
 from rockbed.types import F32, I64
 from rockbed.v1 import embedding_pb2 as pb
+from rockbed.wire_format import joined
 
 BYTES = st.binary(max_size=300)
 KEYS = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=40).map(lambda keys: np.array(keys, np.int64))
@@ -25,7 +26,7 @@ NONE: tuple[I64, F32] = np.empty(0, np.int64), np.empty((0, 1), np.float32)
 def test_lookup_requests(group: int, keys: I64, train: bool, precision: int, generation: int) -> None:
     data = keys.tobytes()
     theirs = pb.LookupRequest(group=group, keys=data, train=train, precision=precision, generation=generation)  # type: ignore[arg-type,unused-ignore]
-    ours = messages.lookup_request(Lookup(group, keys, NONE[1], generation), train, precision)
+    ours = joined(messages.lookup_request(Lookup(group, keys, NONE[1], generation), train, precision))
     assert pb.LookupRequest.FromString(ours) == theirs
     read = messages.read_lookup_request(theirs.SerializeToString())
     assert (read.group, bytes(read.keys), bool(read.train), read.precision) == (group, data, train, precision)
@@ -34,7 +35,7 @@ def test_lookup_requests(group: int, keys: I64, train: bool, precision: int, gen
 
 @given(BYTES)
 def test_lookup_answers(weights: bytes) -> None:
-    assert pb.LookupResponse.FromString(messages.lookup_response(weights)).weights == weights
+    assert pb.LookupResponse.FromString(joined(messages.lookup_response(weights))).weights == weights
     read = messages.read_lookup_response(pb.LookupResponse(weights=weights).SerializeToString())
     assert bytes(read.weights) == weights
 
@@ -46,12 +47,12 @@ def test_several_lookups_and_their_answers(lookups: list[tuple[int, I64, int]], 
         one = theirs.lookups.add(group=group, keys=keys, train=train, generation=generation)
         one.precision = precision  # type: ignore[assignment,unused-ignore]
     asked = [Lookup(group, keys, NONE[1], generation) for group, keys, generation in lookups]
-    ours = messages.lookup_many_request(asked, train, precision)
+    ours = joined(messages.lookup_many_request(asked, train, precision))
     assert pb.LookupManyRequest.FromString(ours) == theirs
     read = messages.read_lookup_many_request(theirs.SerializeToString())
     assert [(each.group, each.generation) for each in read] == [(each.group, each.generation) for each in asked]
     assert [bytes(each.keys) for each in read] == sent
-    answer = pb.LookupManyResponse.FromString(messages.lookup_many_response(sent))
+    answer = pb.LookupManyResponse.FromString(joined(messages.lookup_many_response(sent)))
     assert [each.weights for each in answer.lookups] == sent
     back = messages.read_lookup_many_response(answer.SerializeToString())
     assert [bytes(each.weights) for each in back] == sent
@@ -68,7 +69,7 @@ def test_pushes(shares: list[Any], precision: int, client: str, number: int) -> 
         one.precision = precision  # type: ignore[assignment,unused-ignore]
     items = [Gradients(group, *NONE, step, generation=generation) for group, _, _, step, generation in shares]
     arrays = [(keys, grads) for _, keys, grads, _, _ in shares]
-    ours = messages.push_request(items, arrays, precision, Request(client, number))
+    ours = joined(messages.push_request(items, arrays, precision, Request(client, number)))
     assert pb.ApplyGradientsRequest.FromString(ours) == theirs
     read = messages.read_push_request(theirs.SerializeToString())
     assert (read.client_id, read.request_number) == (client, number)
@@ -79,18 +80,18 @@ def test_pushes(shares: list[Any], precision: int, client: str, number: int) -> 
 
 def test_arrays_are_written_as_they_lie_in_memory() -> None:
     keys, grads = np.arange(5), np.ones((5, 3), np.float32)
-    data = messages.push_request([Gradients(7, keys, grads)], [(keys, grads)], 0, Request("a", 1))
+    data = joined(messages.push_request([Gradients(7, keys, grads)], [(keys, grads)], 0, Request("a", 1)))
     (share,) = pb.ApplyGradientsRequest.FromString(data).groups
     assert (share.keys, share.gradients) == (keys.tobytes(), grads.tobytes())
     empty = np.empty((0, 3), np.float32)
-    data = messages.push_request([Gradients(7, keys[:0], empty)], [(keys[:0], empty)], 0, Request("a", 1))
+    data = joined(messages.push_request([Gradients(7, keys[:0], empty)], [(keys[:0], empty)], 0, Request("a", 1)))
     assert pb.ApplyGradientsRequest.FromString(data).groups[0].keys == b""
 
 
 def test_fields_of_a_later_protocol_are_skipped_and_the_last_of_several_counts() -> None:
     extra = b"\x98\x06\x05" + b"\x9a\x06\x03abc" + b"\x9d\x06abcd" + b"\x99\x06abcdefgh"  # field 99 in four kinds
     asked = Lookup(3, np.frombuffer(b"12345678", np.int64), NONE[1])
-    data = extra + messages.lookup_request(asked, True, 1) + b"\x08\x09" + extra
+    data = extra + joined(messages.lookup_request(asked, True, 1)) + b"\x08\x09" + extra
     read = messages.read_lookup_request(data)
     assert (read.group, bytes(read.keys), read.precision) == (9, b"12345678", 1)
     assert pb.LookupRequest.FromString(data).group == 9

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from benchmarks.contenders.base import Contender
 
-NAMES = ("rockbed", "numpy", "torch", "damo", "daemon", "echo", "damo-http")
+NAMES = ("rockbed", "numpy", "torch", "damo", "daemon", "daemon-socket", "echo", "damo-http")
 
 
 def make(name: str) -> Contender:

@@ -69,6 +69,11 @@ class EmbeddingStub(object):
                 request_serializer=rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupRequest.SerializeToString,
                 response_deserializer=rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupResponse.FromString,
                 _registered_method=True)
+        self.ShareMemory = channel.unary_unary(
+                '/rockbed.v1.Embedding/ShareMemory',
+                request_serializer=rockbed_dot_v1_dot_embedding__pb2.ShareMemoryRequest.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_embedding__pb2.ShareMemoryResponse.FromString,
+                _registered_method=True)
         self.LookupStream = channel.stream_stream(
                 '/rockbed.v1.Embedding/LookupStream',
                 request_serializer=rockbed_dot_v1_dot_embedding__pb2.LookupRequest.SerializeToString,
@@ -133,6 +138,13 @@ class EmbeddingServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareMemory(self, request, context):
+        """Has the server open memory that the client, on the same machine, will put requests into: see SharedMessage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LookupStream(self, request_iterator, context):
         """The same one after another on a stream, answered in order. An error ends the stream; requests behind the one that
         failed are not carried out.
@@ -184,6 +196,11 @@ def add_EmbeddingServicer_to_server(servicer, server):
                     servicer.AdaptiveLookup,
                     request_deserializer=rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupRequest.FromString,
                     response_serializer=rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupResponse.SerializeToString,
+            ),
+            'ShareMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareMemory,
+                    request_deserializer=rockbed_dot_v1_dot_embedding__pb2.ShareMemoryRequest.FromString,
+                    response_serializer=rockbed_dot_v1_dot_embedding__pb2.ShareMemoryResponse.SerializeToString,
             ),
             'LookupStream': grpc.stream_stream_rpc_method_handler(
                     servicer.LookupStream,
@@ -385,6 +402,33 @@ class Embedding(object):
             '/rockbed.v1.Embedding/AdaptiveLookup',
             rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupRequest.SerializeToString,
             rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.Embedding/ShareMemory',
+            rockbed_dot_v1_dot_embedding__pb2.ShareMemoryRequest.SerializeToString,
+            rockbed_dot_v1_dot_embedding__pb2.ShareMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rockbed import PyStorage
+from rockbed.client import shared_memory
 from rockbed.server import lookups, seen
 from tests.api.helpers import QUIET, Clock, OpenStorage, Served
 
@@ -34,6 +35,8 @@ def open_storage(
     if request.param == "embedded":  # so that small batches go every way
         monkeypatch.setattr(lookups, "_SHARED_KEYS", 0)
         monkeypatch.setattr(seen, "_KEYS_LEAST", 1)
+    else:  # small messages lie in shared memory, too; elsewhere in the tests they travel
+        monkeypatch.setattr(shared_memory, "WORTH_BYTES", 0)
 
     def open_(name: str = "store", **options: Any) -> PyStorage:
         kind = PyStorage if request.param == "embedded" else Served

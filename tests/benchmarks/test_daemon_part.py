@@ -15,7 +15,7 @@ from benchmarks import serving, sessions
 from benchmarks.contenders.echo_contender import lookup_bytes, push_bytes
 from benchmarks.servers import Server
 from benchmarks.workloads import Sizes
-from rockbed import PyEmbedding, PyInitializer, PyOptimizer, PyStorage
+from rockbed import Connection, PyEmbedding, PyInitializer, PyOptimizer, PyStorage
 from rockbed.config import StoreConfig
 from rockbed.server.daemon import Daemon
 from rockbed.server.daemon_config import ServerConfig
@@ -31,7 +31,16 @@ def test_the_part_runs_from_the_command_line_and_writes_its_tables(
     monkeypatch.setattr(sessions, "sizes_of", lambda *_: SMALL)
     monkeypatch.setattr(serving, "TRAINERS", 2)
     monkeypatch.setattr(serving, "CLIENTS", 2)
-    options = ["--contenders", "daemon,rockbed,echo", "--rows", "2600", "--rounds", "1", "--seconds", "0.2"]
+    options = [
+        "--contenders",
+        "daemon,daemon-socket,rockbed,echo",
+        "--rows",
+        "2600",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.2",
+    ]
     folders = ["--directory", str(tmp_path), "--output", str(tmp_path / "results")]
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--parts", "daemon", *options, *folders])
     assert command.main() == 0
@@ -39,7 +48,9 @@ def test_the_part_runs_from_the_command_line_and_writes_its_tables(
     records = json.loads((tmp_path / "results" / "results.json").read_text())["records"]
     done = {(record["workload"], record["contender"]) for record in records}
     one_client = ("lookup uniform", "lookup 1,000 keys", "apply zipf", "train zipf")
-    assert {(workload, name) for workload in one_client for name in ("daemon", "rockbed", "echo")} <= done
+    assert {
+        (workload, name) for workload in one_client for name in ("daemon", "daemon-socket", "rockbed", "echo")
+    } <= done
     crowds = [record["more"] for record in records if "server_cpu_s" in record["more"]]
     assert crowds
     assert all(more["errors"] == 0 and 0 < more["fairness"] <= 1 and more["resident_end"] > 0 for more in crowds)
@@ -80,7 +91,7 @@ def test_the_echo_is_sent_the_messages_that_the_daemon_is_sent(tmp_path: Path) -
     engine = Engine(tmp_path / "store", StoreConfig())
     daemon = Daemon(engine, ServerConfig(listen="127.0.0.1:0"), interceptors=(sizes,))
     try:
-        with PyStorage(daemon.target) as storage:
+        with PyStorage(daemon.target, connection=Connection(shared_memory=False)) as storage:
             optimizer, initializer = PyOptimizer(name="sgd"), PyInitializer(name="zeros")
             first, second = (PyEmbedding(storage, optimizer, initializer, 16, group) for group in (0, 1))
             keys, few = np.arange(65_536), np.arange(3)

@@ -333,7 +333,7 @@ def test_an_address_that_others_can_reach_must_be_asked_for_by_name(listen: str)
 
 
 def test_every_problem_of_a_server_config_is_said_at_once(tmp_path: Path) -> None:
-    limits = Limits(keys_max=0, kept_bytes_max=-1, kept_s=0)
+    limits = Limits(keys_max=0, kept_bytes_max=-1, kept_s=0, shared_bytes_max=-2)
     with pytest.raises(InvalidConfig) as caught:
         ServerConfig(listen="7400", workers=0, limits=limits, checkpoints=tmp_path / "none")
     for said in (
@@ -342,6 +342,7 @@ def test_every_problem_of_a_server_config_is_said_at_once(tmp_path: Path) -> Non
         "keys_max is 0",
         "kept_bytes_max is -1",
         "kept_s is 0",
+        "shared_bytes_max is -2",
         "create it",
     ):
         assert said in str(caught.value)

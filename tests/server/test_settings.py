@@ -41,7 +41,14 @@ def test_a_flag_counts_before_the_environment_and_that_before_the_file(file: Pat
 
 
 def test_every_limit_is_a_setting() -> None:
-    wanted = Limits(message_bytes_max=1 << 20, keys_max=3, push_bytes_max=1 << 21, kept_bytes_max=1 << 19, kept_s=2.5)
+    wanted = Limits(
+        message_bytes_max=1 << 20,
+        keys_max=3,
+        push_bytes_max=1 << 21,
+        kept_bytes_max=1 << 19,
+        kept_s=2.5,
+        shared_bytes_max=0,
+    )
     assert all(getattr(wanted, each.name) != each.default for each in fields(Limits))
     flags = {each.name: str(getattr(wanted, each.name)) for each in fields(Limits)}
     assert load(None, {}, {"data": "x", **flags}).settings.server().limits == wanted

@@ -1,6 +1,7 @@
 """Memory that a client shares with a server on the same machine, so that large messages need not travel."""
 
 import fcntl
+import logging
 import mmap
 import os
 import secrets
@@ -15,6 +16,7 @@ import numpy as np
 from rockbed.shared_messages import HEAD, NAME, SECRET_BYTES, SharedMessage
 from rockbed.wire_format import Parts
 
+_log = logging.getLogger("rockbed.client")
 WORTH_BYTES = 256 << 10  # of a request and its answer; smaller ones are faster through a socket
 _LEAST_BYTES, _MOST_BYTES = 4 << 20, 256 << 20  # of a segment, and of all of a connection
 _ALIGNED = 64
@@ -85,9 +87,16 @@ class SharedMemory:
             with self._lock:
                 self._all.add(segment)
             return segment
+        except OSError as error:  # no descriptor, say; another call may have more luck
+            _log.debug("rockbed: no memory to share: %s", error)
+            return None
         finally:
             with self._lock:
                 self._coming -= wanted
+
+    def clear(self) -> None:
+        """Let go of what no call has now."""
+        self._free.clear()
 
     def _fitting(self, size: int) -> Segment | None:
         for _ in range(len(self._free)):

@@ -129,6 +129,8 @@ class Transport:
         """End every call under way. May be called twice."""
         self._closing.set()
         self._channel.close()
+        if self._memory is not None:
+            self._memory.clear()
 
     def _tried(self, attempt: Callable[[], Any], method: str, again: bool) -> Any:
         until = time.monotonic() + (self._connection.retry_s if again else 0)
@@ -186,9 +188,12 @@ class Transport:
         try:
             data = answer()
         except grpc.RpcError as failed:
-            if _trailer(failed, CODE_KEY) != UnknownMemory.code:
-                raise
-            return read(self._invoke(call, joined(message), long=False))
+            code = _trailer(failed, CODE_KEY)
+            if code == UnknownMemory.code:
+                return read(self._invoke(call, joined(message), long=False))
+            if code is not None:  # the server itself has refused it, and does nothing more with it
+                segment.give()
+            raise
         place = read_shared_message(data)
         if place is not None:
             return read(segment.answer(place))

@@ -1,5 +1,6 @@
 """Memory that clients share with a server: what lies in it instead of travelling, and what is refused."""
 
+import errno
 import fcntl
 import os
 import threading
@@ -282,6 +283,32 @@ def test_an_error_comes_through_and_the_memory_with_it(server: Server, connect: 
         with pytest.raises(GradientNotFinite):
             rows.apply_gradients(KEYS, grads)
     np.testing.assert_array_equal(rows.lookup(KEYS), 0)
+    assert server.daemon is not None
+    assert server.daemon._memory.nbytes() == segments(storage).nbytes == 4 * MIB  # the same each time
+
+
+def test_where_the_system_gives_no_memory_messages_travel(
+    server: Server, connect: Connect, lay: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    storage = connect(server.start())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "memfd_create", none)
+        of(storage).apply_gradients(KEYS, ones(KEYS.size))
+    assert (lay, segments(storage).nbytes) == ([], 0)
+    np.testing.assert_array_equal(of(storage).lookup(KEYS), -1)
+    assert len(lay) == 1
+
+
+def test_a_client_that_is_closed_keeps_none(server: Server, connect: Connect) -> None:
+    storage = connect(server.start())
+    of(storage).lookup(KEYS)
+    memory = segments(storage)
+    assert memory.nbytes == 4 * MIB
+    storage.close()
+    assert memory.nbytes == 0
 
 
 # --- what a server opens ---

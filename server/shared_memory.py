@@ -182,7 +182,7 @@ def _opened(process: int, descriptor: int, secret: bytes) -> mmap.mmap:
         why = "it is no memfd of that name and with those seals"
     if memory is None:
         raise InvalidConfig(f"descriptor {descriptor} of process {process} cannot be shared ({why})")
-    if len(secret) != SECRET_BYTES or not hmac.compare_digest(memory[:SECRET_BYTES], secret):
+    if not hmac.compare_digest(memory[:SECRET_BYTES], secret):
         raise InvalidConfig(f"descriptor {descriptor} of process {process} does not begin with the secret sent")
     return memory
 

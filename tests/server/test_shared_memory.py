@@ -40,7 +40,7 @@ from rockbed.shared_messages import HEAD, SharedMessage, read_shared_message, sh
 from rockbed.types import F32, I64
 from rockbed.v1 import embedding_pb2 as pb
 from rockbed.v1 import embedding_pb2_grpc
-from rockbed.wire_format import joined
+from rockbed.wire_format import Parts, joined
 from tests.api.helpers import Clock, embedding, keys_of, ones, sgd
 from tests.server.served import Connect, Server, refused
 from tests.server.test_exactly_once import LosesAnswers
@@ -72,6 +72,20 @@ def memory() -> Iterator[Memory]:
 
 
 @pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the answers that were written there; -1: there was no room."""
+    sizes: list[int] = []
+
+    def spy(view: memoryview, place: SharedMessage, answer: Parts) -> SharedMessage | None:
+        found = server_memory.answer_in(view, place, answer)
+        sizes.append(-1 if found is None else found.size)
+        return found
+
+    monkeypatch.setattr(service_memory, "answer_in", spy)
+    return sizes
+
+
+@pytest.fixture
 def lay(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the requests that lay in memory."""
     sizes: list[int] = []
@@ -98,7 +112,7 @@ def of(storage: PyStorage, group: int = 0) -> PyEmbedding:
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:0", "unix:{folder}/socket"])
 def test_large_messages_lie_in_memory_and_say_what_travelling_ones_say(
-    server: Server, connect: Connect, lay: list[int], tmp_path: Path, listen: str
+    server: Server, connect: Connect, lay: list[int], answers: list[int], tmp_path: Path, listen: str
 ) -> None:
     target = server.start(listen=listen.format(folder=tmp_path))
     shares, sends = connect(target), connect(target, shared_memory=False)
@@ -119,6 +133,10 @@ def test_large_messages_lie_in_memory_and_say_what_travelling_ones_say(
         np.testing.assert_array_equal(ours, theirs)
     assert len(lay) == 6
     assert min(lay) > 8 * KEYS.size
+    rows_bytes = 16 * KEYS.size
+    pushed, looked_up = sorted(answers)[:3], sorted(answers)[3:]
+    assert pushed == [-1] * 3  # a flag, which travels
+    assert [size // rows_bytes for size in looked_up] == [1, 1, 2]
     assert server.daemon is not None
     assert server.daemon._memory.nbytes() == segments(shares).nbytes == 4 * MIB  # one piece, again and again
     assert segments(sends) is None
@@ -253,6 +271,8 @@ def test_memory_that_an_unanswered_call_may_still_use_is_used_by_no_other(server
             rows.lookup(KEYS)
         rows.apply_gradients(KEYS, ones(KEYS.size))
         out = rows.lookup(KEYS)
+        assert server.daemon is not None
+        assert server.daemon._memory.nbytes() == 8 * MIB
         holds.go.set()  # now it writes zeros
         for _ in range(20):
             np.testing.assert_array_equal(rows.lookup(KEYS), out)
@@ -486,6 +506,15 @@ def test_only_callers_on_this_machine_share() -> None:
         "ipv4:",
     ]
     assert [is_here(peer) for peer in here + there] == [True] * len(here) + [False] * len(there)
+
+
+def test_others_are_refused(server: Server, memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_memory, "is_here", lambda peer: not peer.startswith("ipv4:127.0.0.1:"))
+    with grpc.insecure_channel(server.start().removeprefix("grpc://")) as channel:
+        request = pb.ShareMemoryRequest(process=os.getpid(), descriptor=memory(), secret=SECRET)
+        found = refused(embedding_pb2_grpc.EmbeddingStub(channel).ShareMemory, request)
+    assert (found[0], found[1]) == (grpc.StatusCode.PERMISSION_DENIED, "permission_denied")
+    assert "is another machine" in found[2]
 
 
 def test_a_client_asks_only_servers_that_may_be_on_this_machine() -> None:

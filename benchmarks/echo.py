@@ -4,7 +4,6 @@ What is left of a daemon's time when it neither parses nor works: gRPC, the sock
 """
 
 import signal
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -24,6 +23,8 @@ class _Anything(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 def main() -> None:
     config = ServerConfig()
+    asked = (signal.SIGTERM, signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, asked)  # in the threads to come, too: `sigwait` takes them
     server = grpc.server(
         ThreadPoolExecutor(config.workers),
         handlers=(_Anything(),),
@@ -35,12 +36,9 @@ def main() -> None:
         ),
     )
     port = server.add_insecure_port("127.0.0.1:0")
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
     server.start()
     print(f"serves nothing at grpc://127.0.0.1:{port}", flush=True)
-    asked.wait()
+    signal.sigwait(asked)
     server.stop(None).wait()
 
 

@@ -155,7 +155,8 @@ def _document(figures: list[Figure], rounds: int, took_s: float) -> str:
         "",
         "`fused` keeps the batch on the server between lookup and push. `unfused` is, as above, one lookup and one "
         "push for each feature; `together` one call for the lookups of all features and one for their pushes. Both sum "
-        "over bags in the client. MB: both ways, for one step.",
+        "over bags in the client. MB: both ways, for one step, where client and server share no memory; in the times "
+        "they do.",
         "",
         "| | fused | MB | unfused | MB | together | MB | unfused / fused | together / fused |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",

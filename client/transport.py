@@ -30,7 +30,7 @@ from rockbed.errors import (
 )
 from rockbed.fused_messages import read_fused_lookup_response
 from rockbed.messages import read_lookup_many_response, read_lookup_response
-from rockbed.shared_messages import read_shared_message, shared_message
+from rockbed.shared_messages import lies_elsewhere, read_shared_message, shared_message
 from rockbed.v1 import admin_pb2_grpc, embedding_pb2, embedding_pb2_grpc
 from rockbed.wire import CLIENT_KEY, CODE_KEY, TOKEN_KEY, TOKEN_SCHEME
 from rockbed.wire_format import Parts, joined, size_of
@@ -194,9 +194,8 @@ class Transport:
             if code is not None:  # the server itself has refused it, and does nothing more with it
                 segment.give()
             raise
-        place = read_shared_message(data)
-        if place is not None:
-            return read(segment.answer(place))
+        if lies_elsewhere(data):
+            return read(segment.answer(read_shared_message(data)))
         segment.give()
         return read(data)
 

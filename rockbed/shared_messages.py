@@ -38,8 +38,11 @@ def shared_message(place: SharedMessage) -> bytes:
     return b"".join(of_message(_FIELD, [*of_bytes(1, place.memory), *numbers]))
 
 
-def read_shared_message(data: Buffer) -> SharedMessage | None:
-    """None for a message that is here itself. Raises ValueError or IndexError for what is no message."""
-    if data[:2] != _BEGIN:
-        return None
+def lies_elsewhere(data: bytes) -> bool:
+    """Whether what has travelled is the place of a message, not a message."""
+    return data.startswith(_BEGIN)
+
+
+def read_shared_message(data: bytes) -> SharedMessage:
+    """Raises ValueError, IndexError or KeyError for what is none."""
     return read_into(SharedMessage(), dict(fields(memoryview(data), _WHOLE))["shared"], _PLACE)

@@ -8,11 +8,12 @@ import grpc
 
 from rockbed.errors import InvalidConfig, PermissionDenied
 from rockbed.server.service_errors import answered
+from rockbed.server.service_handlers import Around
 from rockbed.server.service_observing import sent_beside
 from rockbed.server.shared_memory import SharedMemory, answer_in, is_here, request_in
-from rockbed.shared_messages import METHODS, SharedMessage, read_shared_message, shared_message
+from rockbed.shared_messages import METHODS, SharedMessage, lies_elsewhere, read_shared_message, shared_message
 from rockbed.v1 import embedding_pb2 as pb
-from rockbed.wire_format import Buffer, Parts
+from rockbed.wire_format import Parts
 
 
 class MemoryService:
@@ -38,20 +39,25 @@ class Sharing(grpc.ServerInterceptor):  # type: ignore[misc]
 
     def __init__(self, memory: SharedMemory) -> None:
         self._memory = memory
+        self._around = Around(self._made)
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
-        if handler is None or handler.unary_unary is None or details.method.rpartition("/")[2] not in METHODS:
+        return None if handler is None else self._around(handler, details.method)
+
+    def _made(self, handler: Any, method: str) -> Any:
+        if handler.unary_unary is None or method.rpartition("/")[2] not in METHODS:
             return handler
 
         @wraps(handler.unary_unary)  # which carries the marks that gRPC looks for
         def one(data: bytes, context: grpc.ServicerContext) -> bytes | Parts:
+            answer: Parts
+            if not lies_elsewhere(data):
+                answer = handler.unary_unary(data, context)
+                return answer
             with answered(context):
                 place = _place(data)
-                view = None if place is None else self._memory.view(place)
-            if place is None or view is None:
-                answer: Parts = handler.unary_unary(data, context)
-                return answer
+                view = self._memory.view(place)
             answer = handler.unary_unary(request_in(view, place), context)
             lies = answer_in(view, place, answer)
             if lies is None:
@@ -62,7 +68,7 @@ class Sharing(grpc.ServerInterceptor):  # type: ignore[misc]
         return grpc.unary_unary_rpc_method_handler(one, handler.request_deserializer, handler.response_serializer)
 
 
-def _place(data: Buffer) -> SharedMessage | None:
+def _place(data: bytes) -> SharedMessage:
     try:
         return read_shared_message(data)
     except (ValueError, IndexError, KeyError):

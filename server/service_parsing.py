@@ -10,6 +10,7 @@ import grpc
 
 from rockbed.errors import InvalidConfig
 from rockbed.server.service_errors import answered
+from rockbed.server.service_handlers import Around
 from rockbed.server.service_observing import received
 
 
@@ -22,20 +23,22 @@ class Parsing(grpc.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, streams: ThreadPoolExecutor, long: ThreadPoolExecutor) -> None:
         self._streams = streams
         self._long = long
+        self._around = Around(self._made)
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
-        if handler is None:
-            return None
+        return None if handler is None else self._around(handler, details.method)
+
+    def _made(self, handler: Any, method: str) -> Any:
         if getattr(handler.unary_stream, "experimental_non_blocking", False):
             return handler  # it is called otherwise; and of its one request gRPC can let go
-        parse, method = handler.request_deserializer, details.method.lstrip("/")
+        parse, name = handler.request_deserializer, method.lstrip("/")
 
         def parsed(data: bytes) -> Any:
             try:
                 message = parse(data)
             except Exception:  # protobuf's own class for it differs from version to version
-                raise InvalidConfig(f"{len(data)} bytes that are no request of {method}: see its .proto file") from None
+                raise InvalidConfig(f"{len(data)} bytes that are no request of {name}: see its .proto file") from None
             received(message, len(data))
             return message
 

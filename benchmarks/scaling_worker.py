@@ -39,7 +39,6 @@ class Workers:
         from rockbed.server.service import EmbeddingService
         from rockbed.server.service_access import Access
         from rockbed.server.serving import Serving
-        from rockbed.server.shared_memory import SharedMemory
 
         self.storage = PyStorage(directory, memory_budget=BUDGET)
         initializer = PyInitializer(name="random_uniform", min=-0.01, max=0.01)
@@ -50,7 +49,7 @@ class Workers:
             self._rows.apply_gradients(batch, np.zeros((batch.size, DIM), np.float32))
         engine = self.storage.backend.engine  # type: ignore[attr-defined]
         access = Access(None, ThreadPoolExecutor(1))
-        self._service = EmbeddingService(Serving(engine), Limits(), access, SharedMemory(Limits()))
+        self._service = EmbeddingService(Serving(engine), Limits(), access)
 
     def rate(self, what: str, keys: int, threads: int, seconds: float) -> float:
         """Keys a second that so many threads answer together. what: "lookup" or "apply"; keys: of a request."""

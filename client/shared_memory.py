@@ -1,11 +1,10 @@
 """Memory that a client shares with a server on the same machine, so that large messages need not travel."""
 
-import fcntl
-import logging
 import mmap
 import os
 import secrets
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -16,10 +15,10 @@ import numpy as np
 from rockbed.shared_messages import HEAD, NAME, SECRET_BYTES, SharedMessage
 from rockbed.wire_format import Parts
 
-_log = logging.getLogger("rockbed.client")
 WORTH_BYTES = 256 << 10  # of a request and its answer; smaller ones are faster through a socket
 _LEAST_BYTES, _MOST_BYTES = 4 << 20, 256 << 20  # of a segment, and of all of a connection
 _ALIGNED = 64
+_REST_S = 60.0  # after no memory was to be had
 
 
 class Segment:
@@ -65,21 +64,20 @@ class SharedMemory:
         self._free: deque[Segment] = deque()
         self._all: weakref.WeakSet[Segment] = weakref.WeakSet()  # what is not given back is gone with its call
         self._coming = 0
+        self._rests_until = 0.0
         self._lock = threading.Lock()
 
     def take(self, size: int) -> Segment | None:
         """A segment for a message and its answer of so many bytes together, None where there is no memory for it.
 
-        Raises what `share` raises.
+        Raises what `share` raises, and OSError where the system has none.
         """
         wanted = max(_LEAST_BYTES, 1 << (HEAD + size + _ALIGNED - 1).bit_length())  # pages never touched are none
         with self._lock:
             fitting = self._fitting(wanted)
-            if fitting is not None:
+            if fitting is not None or time.monotonic() < self._rests_until:
                 return fitting
-            while self._free and self.nbytes + wanted > _MOST_BYTES:
-                self._free.popleft()
-            if self.nbytes + wanted > _MOST_BYTES:
+            if not self._make_room(self.nbytes + wanted - _MOST_BYTES):
                 return None
             self._coming += wanted
         try:
@@ -87,16 +85,30 @@ class SharedMemory:
             with self._lock:
                 self._all.add(segment)
             return segment
-        except OSError as error:  # no descriptor, say; another call may have more luck
-            _log.debug("rockbed: no memory to share: %s", error)
-            return None
         finally:
             with self._lock:
                 self._coming -= wanted
 
+    def rest(self) -> bool:
+        """Ask for no more for a minute. Returns whether that is the first time."""
+        with self._lock:
+            first, self._rests_until = self._rests_until == 0, time.monotonic() + _REST_S
+            return first
+
     def clear(self) -> None:
         """Let go of what no call has now."""
-        self._free.clear()
+        with self._lock:
+            self._free.clear()
+
+    def _make_room(self, size: int) -> bool:
+        """Let go of so many bytes that no call has, or of none."""
+        gone: list[Segment] = []
+        while size > 0 and self._free:
+            gone.append(self._free.popleft())
+            size -= gone[-1].size
+        if size > 0:
+            self._free.extendleft(reversed(gone))
+        return size <= 0
 
     def _fitting(self, size: int) -> Segment | None:
         for _ in range(len(self._free)):
@@ -112,6 +124,8 @@ class SharedMemory:
         return self._coming + sum(segment.size for segment in self._all)
 
     def _new(self, size: int) -> Segment:
+        import fcntl  # which not every system has that a client runs on
+
         descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, size)

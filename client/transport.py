@@ -30,16 +30,30 @@ from rockbed.errors import (
 )
 from rockbed.fused_messages import read_fused_lookup_response
 from rockbed.messages import read_lookup_many_response, read_lookup_response
-from rockbed.shared_messages import lies_elsewhere, read_shared_message, shared_message
+from rockbed.shared_messages import METHODS, OF_SERVICE, SERVICE, read_shared_message, shared_message
 from rockbed.v1 import admin_pb2_grpc, embedding_pb2, embedding_pb2_grpc
 from rockbed.wire import CLIENT_KEY, CODE_KEY, TOKEN_KEY, TOKEN_SCHEME
-from rockbed.wire_format import Parts, joined, size_of
+from rockbed.wire_format import Buffer, Parts, joined, size_of
 
 _log = logging.getLogger("rockbed.client")
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 # a server that ends cancels what it has not finished
 _AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 _TOO_MANY = "Concurrent RPC limit exceeded!"  # what gRPC itself says
+
+
+def _read_push_response(data: Buffer) -> Any:
+    return embedding_pb2.ApplyGradientsResponse.FromString(bytes(data))
+
+
+_READ: dict[str, Callable[[Buffer], Any]] = {
+    "Lookup": read_lookup_response,
+    "LookupMany": read_lookup_many_response,
+    "AdaptiveLookup": read_adaptive_response,
+    "FusedLookup": read_fused_lookup_response,
+    "ApplyGradients": _read_push_response,
+    "FusedApplyGradients": _read_push_response,
+}
 
 
 class Transport:
@@ -52,21 +66,14 @@ class Transport:
         self._process = os.getpid()
         self._channel = open_channel(target, connection)
         keep_large_blocks()
-        push = embedding_pb2.ApplyGradientsResponse.FromString
-        service = "/rockbed.v1.Embedding/"
-        answers = {
-            "Lookup": read_lookup_response,
-            "LookupMany": read_lookup_many_response,
-            "AdaptiveLookup": read_adaptive_response,
-            "FusedLookup": read_fused_lookup_response,
-            "ApplyGradients": push,
-            "FusedApplyGradients": push,
-        }
-        self._arrays = {name: (self._channel.unary_unary(service + name), read) for name, read in answers.items()}
-        self._push_stream = self._channel.stream_stream(service + "ApplyGradientsStream", joined, push)
+        call, push = self._channel.unary_unary, embedding_pb2.ApplyGradientsResponse.FromString
+        self._travelling = {name: call(f"/{OF_SERVICE}/{name}") for name in METHODS}
+        self._lying = {name: call(f"/{SERVICE}/{name}") for name in METHODS}
+        self._push_stream = self._channel.stream_stream(f"/{OF_SERVICE}/ApplyGradientsStream", joined, push)
         shared = connection.shared_memory and is_on_this_machine(target) and hasattr(os, "memfd_create")
         self._memory = SharedMemory(self._share) if shared else None
-        self._stubs = (embedding_pb2_grpc.EmbeddingStub(self._channel), admin_pb2_grpc.AdminStub(self._channel))
+        services = embedding_pb2_grpc.EmbeddingStub, embedding_pb2_grpc.SharedEmbeddingStub, admin_pb2_grpc.AdminStub
+        self._stubs = [service(self._channel) for service in services]
         named = () if connection.client_id is None else ((CLIENT_KEY, connection.client_id),)
         token = () if connection.token is None else ((TOKEN_KEY, TOKEN_SCHEME + connection.token),)
         self._metadata = named + token
@@ -102,18 +109,20 @@ class Transport:
 
     def start(self, method: str, message: Parts, answer_bytes: int) -> Any:
         """Send a message as `exchange` does; `finish` waits for its answer."""
-        data, segment = self._placed(message, answer_bytes)
-        return self._invoke(self._arrays[method][0].future, data, long=False), segment
+        try:
+            call, data, segment = self._placed(method, message, answer_bytes)
+        except grpc.RpcError:  # the server is away: `finish` sends it
+            return None
+        return self._invoke(call.future, data, long=False), segment
 
     def finish(self, sent: Any, method: str, message: Parts, answer_bytes: int) -> Any:
         """The answer to what `start` sent; the message is sent again while the server is away."""
-        first = iter([sent])
+        first = iter([] if sent is None else [sent])
 
         def attempt() -> Any:
-            future, segment = next(first, (None, None))
-            if future is None:
-                return self._exchanged(method, message, answer_bytes)
-            return self._received(method, message, segment, future.result)
+            for future, segment in first:
+                return self._received(method, message, segment, future.result)
+            return self._exchanged(method, message, answer_bytes)
 
         return self._tried(attempt, method, again=True)
 
@@ -129,7 +138,7 @@ class Transport:
         """End every call under way. May be called twice."""
         self._closing.set()
         self._channel.close()
-        if self._memory is not None:
+        if self._memory is not None and os.getpid() == self._process:  # in a forked one its lock may never be free
             self._memory.clear()
 
     def _tried(self, attempt: Callable[[], Any], method: str, again: bool) -> Any:
@@ -162,42 +171,50 @@ class Transport:
             raise
 
     def _exchanged(self, method: str, message: Parts, answer_bytes: int) -> Any:
-        call, _ = self._arrays[method]
-        data, segment = self._placed(message, answer_bytes)
+        call, data, segment = self._placed(method, message, answer_bytes)
         return self._received(method, message, segment, lambda: self._invoke(call, data, long=False))
 
-    def _placed(self, message: Parts, answer_bytes: int) -> tuple[bytes, Segment | None]:
-        """What travels: a message, or where it is in memory that is shared; and that memory."""
-        segment, size, memory = None, size_of(message) + answer_bytes, self._memory
-        if memory is not None and size >= shared_memory.WORTH_BYTES:
-            try:
-                segment = memory.take(size)
-            except grpc.RpcError as failed:
-                if _is_passing(failed):
-                    raise
-                _log.info("rockbed: %s shares no memory (%s): messages travel", self.target, failed.details())
-                self._memory = None
+    def _placed(self, method: str, message: Parts, answer_bytes: int) -> tuple[Any, bytes, Segment | None]:
+        """A call, and what is to travel: a message, or where it is in memory that is shared; and that memory."""
+        self._check_open()  # before anything is written: what is shared is the parent's, too, in a forked process
+        segment, size = None, size_of(message) + answer_bytes
+        if self._memory is not None and size >= shared_memory.WORTH_BYTES:
+            segment = self._segment(self._memory, size)
         if segment is None:
-            return joined(message), None
-        return shared_message(segment.put(message, answer_bytes)), segment
+            return self._travelling[method], joined(message), None
+        return self._lying[method], shared_message(segment.put(message, answer_bytes)), segment
+
+    def _segment(self, memory: SharedMemory, size: int) -> Segment | None:
+        try:
+            return memory.take(size)
+        except grpc.RpcError as failed:
+            if _is_passing(failed):
+                raise
+            why = failed.details()
+        except OSError as error:
+            why = error.strerror
+        level = logging.INFO if memory.rest() else logging.DEBUG
+        _log.log(level, "rockbed: no memory is shared with %s (%s): messages travel", self.target, why)
+        return None
 
     def _received(self, method: str, message: Parts, segment: Segment | None, answer: Callable[[], bytes]) -> Any:
-        call, read = self._arrays[method]
+        read = _READ[method]
         if segment is None:
             return read(answer())
         try:
-            data = answer()
+            place = read_shared_message(answer())
         except grpc.RpcError as failed:
             code = _trailer(failed, CODE_KEY)
-            if code == UnknownMemory.code:
-                return read(self._invoke(call, joined(message), long=False))
+            # another server than the one that it was shared with: one that was started since, an older one perhaps
+            if code == UnknownMemory.code or failed.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return read(self._invoke(self._travelling[method], joined(message), long=False))
             if code is not None:  # the server itself has refused it, and does nothing more with it
                 segment.give()
             raise
-        if lies_elsewhere(data):
-            return read(segment.answer(read_shared_message(data)))
+        if place.size:
+            return read(segment.answer(place))
         segment.give()
-        return read(data)
+        return read(place.message)
 
     def _share(self, descriptor: int, secret: bytes) -> bytes:
         request = embedding_pb2.ShareMemoryRequest(process=self._process, descriptor=descriptor, secret=secret)
@@ -205,8 +222,7 @@ class Transport:
         return handle
 
     def _method(self, name: str) -> Any:
-        embedding, admin = self._stubs
-        return getattr(embedding, name, None) or getattr(admin, name)
+        return next(getattr(stub, name) for stub in self._stubs if hasattr(stub, name))
 
     def _check_open(self) -> None:
         if self._closing.is_set():

@@ -67,7 +67,7 @@ def read_adaptive_request(data: bytes) -> AdaptiveRequest:
     return read_into(AdaptiveRequest(), memoryview(data), _REQUEST)
 
 
-def read_adaptive_response(data: bytes) -> AdaptiveResponse:
+def read_adaptive_response(data: Buffer) -> AdaptiveResponse:
     return read_into(AdaptiveResponse(), memoryview(data), _RESPONSE)
 
 

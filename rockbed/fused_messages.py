@@ -139,7 +139,7 @@ def read_fused_lookup_request(data: bytes) -> FusedLookupRequest:
     return request
 
 
-def read_fused_lookup_response(data: bytes) -> FusedLookupResponse:
+def read_fused_lookup_response(data: Buffer) -> FusedLookupResponse:
     answer = FusedLookupResponse()
     for name, value in fields(memoryview(data), _ANSWER):
         if name == "sequences":

@@ -131,7 +131,7 @@ def read_lookup_request(data: bytes) -> LookupRequest:
     return read_into(LookupRequest(), memoryview(data), _LOOKUP)
 
 
-def read_lookup_response(data: bytes) -> LookupResponse:
+def read_lookup_response(data: Buffer) -> LookupResponse:
     return read_into(LookupResponse(), memoryview(data), _WEIGHTS)
 
 
@@ -139,7 +139,7 @@ def read_lookup_many_request(data: bytes) -> list[LookupRequest]:
     return [read_into(LookupRequest(), value, _LOOKUP) for _, value in fields(memoryview(data), _MANY)]
 
 
-def read_lookup_many_response(data: bytes) -> list[LookupResponse]:
+def read_lookup_many_response(data: Buffer) -> list[LookupResponse]:
     return [read_into(LookupResponse(), value, _WEIGHTS) for _, value in fields(memoryview(data), _MANY)]
 
 

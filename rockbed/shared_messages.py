@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass
 
-from rockbed.wire_format import BYTES, VARINT, Buffer, fields, number, of_bytes, of_message, read_into
+from rockbed.wire_format import BYTES, VARINT, Buffer, Parts, number, of_bytes, of_message, read_into
 
+SERVICE = "rockbed.v1.SharedEmbedding"
+OF_SERVICE = "rockbed.v1.Embedding"
+"""Whose messages they are."""
 METHODS = ("Lookup", "LookupMany", "AdaptiveLookup", "FusedLookup", "ApplyGradients", "FusedApplyGradients")
-"""Those whose messages may lie there."""
+"""Of both."""
 NAME = "rockbed"
 """How the name of such a memory, a memfd, begins."""
 SECRET_BYTES = 16
 """What it begins with."""
 HEAD = 64
 """Bytes at its beginning that are no message's."""
-
-_FIELD = 1000
-_BEGIN = b"\xc2\x3e"  # field 1000, bytes
 
 
 @dataclass(slots=True)
@@ -26,23 +26,26 @@ class SharedMessage:
     size: int = 0
     room_at: int = 0
     room: int = 0
+    message: Buffer = b""
 
 
-_PLACE = {(1, BYTES): "memory", (2, VARINT): "at", (3, VARINT): "size", (4, VARINT): "room_at", (5, VARINT): "room"}
-_WHOLE = {(_FIELD, BYTES): "shared"}
+_FIELDS = {
+    **{(1, BYTES): "memory", (2, VARINT): "at", (3, VARINT): "size"},
+    **{(4, VARINT): "room_at", (5, VARINT): "room", (6, BYTES): "message"},
+}
 
 
 def shared_message(place: SharedMessage) -> bytes:
-    """What travels in place of the message."""
+    """What travels in place of a message."""
     numbers = number(2, place.at), number(3, place.size), number(4, place.room_at), number(5, place.room)
-    return b"".join(of_message(_FIELD, [*of_bytes(1, place.memory), *numbers]))
+    return b"".join([*of_bytes(1, place.memory), *numbers])
 
 
-def lies_elsewhere(data: bytes) -> bool:
-    """Whether what has travelled is the place of a message, not a message."""
-    return data.startswith(_BEGIN)
+def sent_message(message: Parts) -> Parts:
+    """An answer for which there was no room."""
+    return of_message(6, message)
 
 
 def read_shared_message(data: bytes) -> SharedMessage:
-    """Raises ValueError, IndexError or KeyError for what is none."""
-    return read_into(SharedMessage(), dict(fields(memoryview(data), _WHOLE))["shared"], _PLACE)
+    """Raises ValueError or IndexError for what is none."""
+    return read_into(SharedMessage(), memoryview(data), _FIELDS)

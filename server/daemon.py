@@ -17,7 +17,7 @@ from rockbed.server.kept_batches import KeptBatches
 from rockbed.server.service import EmbeddingService
 from rockbed.server.service_access import Access
 from rockbed.server.service_health import HealthService
-from rockbed.server.service_memory import Sharing
+from rockbed.server.service_memory import MemoryService, Sharing
 from rockbed.server.service_observing import Observer, Observing
 from rockbed.server.service_parsing import Parsing
 from rockbed.server.service_queue import Queue, Workers
@@ -98,7 +98,8 @@ class Daemon:
                 ("grpc.keepalive_timeout_ms", 20_000),
             ),
         )
-        EmbeddingService(self._serving, config.limits, access, self._memory).add_to(server)
+        EmbeddingService(self._serving, config.limits, access).add_to(server)
+        MemoryService(self._memory).add_to(server)
         admin = AdminService(
             self._serving, config.limits, access, checkpoints=config.checkpoints, exports=config.exports
         )

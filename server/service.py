@@ -23,11 +23,9 @@ from rockbed.server.service_access import Access
 from rockbed.server.service_adaptive import AdaptiveService
 from rockbed.server.service_errors import answered
 from rockbed.server.service_fused import FusedService
-from rockbed.server.service_memory import MemoryService
 from rockbed.server.service_pushes import Gathering, PushParts
 from rockbed.server.service_requests import must_fit, request_of
 from rockbed.server.serving import Serving
-from rockbed.server.shared_memory import SharedMemory
 from rockbed.types import I64
 from rockbed.v1 import embedding_pb2 as pb
 from rockbed.wire import floats_from_bytes, floats_to_wire, keys_from_bytes, must_be_known
@@ -40,13 +38,12 @@ class EmbeddingService:
     Messages that are mostly arrays are not protobuf's (`messages` says why), so it adds its methods to a server itself.
     """
 
-    def __init__(self, serving: Serving, limits: Limits, access: Access, memory: SharedMemory) -> None:
+    def __init__(self, serving: Serving, limits: Limits, access: Access) -> None:
         self._serving = serving
         self._limits = limits
         self._access = access
         self._gathering = Gathering(limits)
         self._fused = FusedService(serving, limits, access)
-        self._memory = MemoryService(memory)
         self._adaptive = AdaptiveService(serving, limits, access)
 
     def add_to(self, server: grpc.Server) -> None:
@@ -62,7 +59,6 @@ class EmbeddingService:
             "Prefetch": grpc.unary_unary_rpc_method_handler(
                 self.Prefetch, pb.PrefetchRequest.FromString, pb.PrefetchResponse.SerializeToString
             ),
-            **self._memory.methods(),
             **self._fused.methods(),
             **self._adaptive.methods(),
         }

@@ -1,4 +1,4 @@
-"""Calls whose messages lie in memory that the client shares: what names their place becomes the messages themselves."""
+"""The SharedEmbedding service: calls whose messages lie in memory that the client shares."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -11,21 +11,32 @@ from rockbed.server.service_errors import answered
 from rockbed.server.service_handlers import Around
 from rockbed.server.service_observing import sent_beside
 from rockbed.server.shared_memory import SharedMemory, answer_in, is_here, request_in
-from rockbed.shared_messages import METHODS, SharedMessage, lies_elsewhere, read_shared_message, shared_message
+from rockbed.shared_messages import (
+    METHODS,
+    OF_SERVICE,
+    SERVICE,
+    SharedMessage,
+    read_shared_message,
+    sent_message,
+    shared_message,
+)
 from rockbed.v1 import embedding_pb2 as pb
 from rockbed.wire_format import Parts
 
+_SHARED, _WHOLE = (f"/{name}/" for name in (SERVICE, OF_SERVICE))
+
 
 class MemoryService:
-    """A part of the Embedding service. Thread-safe."""
+    """What a client shares. Thread-safe."""
 
     def __init__(self, memory: SharedMemory) -> None:
         self._memory = memory
 
-    def methods(self) -> dict[str, Any]:
-        """Handlers by the names of the methods."""
+    def add_to(self, server: grpc.Server) -> None:
+        """Have a server answer the calls that are not of `Sharing`."""
         read, write = pb.ShareMemoryRequest.FromString, pb.ShareMemoryResponse.SerializeToString
-        return {"ShareMemory": grpc.unary_unary_rpc_method_handler(self.ShareMemory, read, write)}
+        methods = {"ShareMemory": grpc.unary_unary_rpc_method_handler(self.ShareMemory, read, write)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
     def ShareMemory(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with answered(context):
@@ -35,33 +46,30 @@ class MemoryService:
 
 
 class Sharing(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Gives the handlers behind it requests where they lie, and writes their answers beside them."""
+    """Answers calls of SharedEmbedding by those behind it of Embedding: gives them requests where they lie, and writes
+    their answers beside them."""
 
     def __init__(self, memory: SharedMemory) -> None:
         self._memory = memory
         self._around = Around(self._made)
+        self._methods = {_SHARED + name: _WHOLE + name for name in METHODS}
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
-        handler = continuation(details)
-        return None if handler is None else self._around(handler, details.method)
+        method = self._methods.get(details.method)
+        if method is None:
+            return continuation(details)
+        return self._around(continuation(details._replace(method=method)), method)
 
     def _made(self, handler: Any, method: str) -> Any:
-        if handler.unary_unary is None or method.rpartition("/")[2] not in METHODS:
-            return handler
-
         @wraps(handler.unary_unary)  # which carries the marks that gRPC looks for
         def one(data: bytes, context: grpc.ServicerContext) -> bytes | Parts:
-            answer: Parts
-            if not lies_elsewhere(data):
-                answer = handler.unary_unary(data, context)
-                return answer
             with answered(context):
                 place = _place(data)
                 view = self._memory.view(place)
-            answer = handler.unary_unary(request_in(view, place), context)
+            answer: Parts = handler.unary_unary(request_in(view, place), context)
             lies = answer_in(view, place, answer)
             if lies is None:
-                return answer
+                return sent_message(answer)
             sent_beside(lies.size)
             return shared_message(lies)
 
@@ -71,5 +79,5 @@ class Sharing(grpc.ServerInterceptor):  # type: ignore[misc]
 def _place(data: bytes) -> SharedMessage:
     try:
         return read_shared_message(data)
-    except (ValueError, IndexError, KeyError):
+    except (ValueError, IndexError):
         raise InvalidConfig(f"{len(data)} bytes that are no SharedMessage: see embedding.proto") from None

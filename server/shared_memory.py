@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from rockbed.errors import InvalidConfig, LimitExceeded, UnknownMemory
 from rockbed.server.limits import Limits
@@ -24,7 +25,7 @@ _HANDLE_BYTES = 16  # random ones: nobody guesses another's
 _LEAST_BYTES = 4 << 20  # as which a smaller one counts: each takes a file descriptor, too
 _IDLE_S = 60.0
 _LINK = f"/memfd:{NAME}"  # what /proc says of such a descriptor begins with it
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 
 @dataclass(slots=True)
@@ -58,6 +59,8 @@ class SharedMemory:
         most = self._limits.shared_bytes_max
         if most == 0:
             raise LimitExceeded("this server shares no memory (shared_bytes_max is 0): send messages themselves")
+        if not _is_safe_here():
+            raise LimitExceeded("this server's system has no memory that is safe to share: send messages themselves")
         new = _Mapped(_opened(process, descriptor, secret), self._clock())
         handle = secrets.token_bytes(_HANDLE_BYTES)
         with self._lock:
@@ -166,6 +169,17 @@ def is_here(peer: str) -> bool:
     return (mapped or found).is_loopback
 
 
+def _is_safe_here() -> bool:
+    """Whether a page that is first touched is there, or whoever touches it gets SIGBUS: where a system commits no more
+    memory than it has, a page of a memfd is asked for when it is touched."""
+    if not hasattr(os, "memfd_create"):
+        return False
+    try:
+        return _OVERCOMMIT.read_text().strip() != "2"
+    except OSError:
+        return False
+
+
 def _opened(process: int, descriptor: int, secret: bytes) -> mmap.mmap:
     memory = None
     try:
@@ -179,7 +193,7 @@ def _opened(process: int, descriptor: int, secret: bytes) -> mmap.mmap:
     except OSError as error:
         why = error.strerror
     else:
-        why = "it is no memfd of that name and with those seals"
+        why = "it is no memfd of that name, of usual pages and with those seals"
     if memory is None:
         raise InvalidConfig(f"descriptor {descriptor} of process {process} cannot be shared ({why})")
     if not hmac.compare_digest(memory[:SECRET_BYTES], secret):
@@ -188,11 +202,14 @@ def _opened(process: int, descriptor: int, secret: bytes) -> mmap.mmap:
 
 
 def _mapped(path: str) -> mmap.mmap | None:
-    """None for memory that could shrink: an access to what is gone would end the server."""
+    """None for memory that could shrink, or of huge pages, which can run out: an access to what is not there would end
+    the server."""
     opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        size = os.fstat(opened).st_size
-        if size < HEAD or fcntl.fcntl(opened, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        size, seals = os.fstat(opened).st_size, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+        if size < HEAD or fcntl.fcntl(opened, fcntl.F_GET_SEALS) & seals != seals:
+            return None
+        if os.fstatvfs(opened).f_bsize != mmap.PAGESIZE:
             return None
         return mmap.mmap(opened, size)
     finally:

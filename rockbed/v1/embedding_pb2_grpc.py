@@ -69,11 +69,6 @@ class EmbeddingStub(object):
                 request_serializer=rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupRequest.SerializeToString,
                 response_deserializer=rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupResponse.FromString,
                 _registered_method=True)
-        self.ShareMemory = channel.unary_unary(
-                '/rockbed.v1.Embedding/ShareMemory',
-                request_serializer=rockbed_dot_v1_dot_embedding__pb2.ShareMemoryRequest.SerializeToString,
-                response_deserializer=rockbed_dot_v1_dot_embedding__pb2.ShareMemoryResponse.FromString,
-                _registered_method=True)
         self.LookupStream = channel.stream_stream(
                 '/rockbed.v1.Embedding/LookupStream',
                 request_serializer=rockbed_dot_v1_dot_embedding__pb2.LookupRequest.SerializeToString,
@@ -138,13 +133,6 @@ class EmbeddingServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ShareMemory(self, request, context):
-        """Has the server open memory that the client, on the same machine, will put requests into: see SharedMessage.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def LookupStream(self, request_iterator, context):
         """The same one after another on a stream, answered in order. An error ends the stream; requests behind the one that
         failed are not carried out.
@@ -196,11 +184,6 @@ def add_EmbeddingServicer_to_server(servicer, server):
                     servicer.AdaptiveLookup,
                     request_deserializer=rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupRequest.FromString,
                     response_serializer=rockbed_dot_v1_dot_embedding__pb2.AdaptiveLookupResponse.SerializeToString,
-            ),
-            'ShareMemory': grpc.unary_unary_rpc_method_handler(
-                    servicer.ShareMemory,
-                    request_deserializer=rockbed_dot_v1_dot_embedding__pb2.ShareMemoryRequest.FromString,
-                    response_serializer=rockbed_dot_v1_dot_embedding__pb2.ShareMemoryResponse.SerializeToString,
             ),
             'LookupStream': grpc.stream_stream_rpc_method_handler(
                     servicer.LookupStream,
@@ -413,33 +396,6 @@ class Embedding(object):
             _registered_method=True)
 
     @staticmethod
-    def ShareMemory(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/rockbed.v1.Embedding/ShareMemory',
-            rockbed_dot_v1_dot_embedding__pb2.ShareMemoryRequest.SerializeToString,
-            rockbed_dot_v1_dot_embedding__pb2.ShareMemoryResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
     def LookupStream(request_iterator,
             target,
             options=(),
@@ -483,6 +439,344 @@ class Embedding(object):
             '/rockbed.v1.Embedding/ApplyGradientsStream',
             rockbed_dot_v1_dot_embedding__pb2.ApplyGradientsRequest.SerializeToString,
             rockbed_dot_v1_dot_embedding__pb2.ApplyGradientsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class SharedEmbeddingStub(object):
+    """Embedding for clients on the server's machine: messages lie in memory that both have mapped, and their places travel.
+    A service of its own, since a server that does not know it must not take a place for an empty message.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ShareMemory = channel.unary_unary(
+                '/rockbed.v1.SharedEmbedding/ShareMemory',
+                request_serializer=rockbed_dot_v1_dot_embedding__pb2.ShareMemoryRequest.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_embedding__pb2.ShareMemoryResponse.FromString,
+                _registered_method=True)
+        self.Lookup = channel.unary_unary(
+                '/rockbed.v1.SharedEmbedding/Lookup',
+                request_serializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+                _registered_method=True)
+        self.LookupMany = channel.unary_unary(
+                '/rockbed.v1.SharedEmbedding/LookupMany',
+                request_serializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+                _registered_method=True)
+        self.AdaptiveLookup = channel.unary_unary(
+                '/rockbed.v1.SharedEmbedding/AdaptiveLookup',
+                request_serializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+                _registered_method=True)
+        self.FusedLookup = channel.unary_unary(
+                '/rockbed.v1.SharedEmbedding/FusedLookup',
+                request_serializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+                _registered_method=True)
+        self.ApplyGradients = channel.unary_unary(
+                '/rockbed.v1.SharedEmbedding/ApplyGradients',
+                request_serializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+                _registered_method=True)
+        self.FusedApplyGradients = channel.unary_unary(
+                '/rockbed.v1.SharedEmbedding/FusedApplyGradients',
+                request_serializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+                response_deserializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+                _registered_method=True)
+
+
+class SharedEmbeddingServicer(object):
+    """Embedding for clients on the server's machine: messages lie in memory that both have mapped, and their places travel.
+    A service of its own, since a server that does not know it must not take a place for an empty message.
+    """
+
+    def ShareMemory(self, request, context):
+        """Has the server open memory of the client.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lookup(self, request, context):
+        """As in Embedding, and with the same metadata.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LookupMany(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdaptiveLookup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FusedLookup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyGradients(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FusedApplyGradients(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SharedEmbeddingServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ShareMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareMemory,
+                    request_deserializer=rockbed_dot_v1_dot_embedding__pb2.ShareMemoryRequest.FromString,
+                    response_serializer=rockbed_dot_v1_dot_embedding__pb2.ShareMemoryResponse.SerializeToString,
+            ),
+            'Lookup': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lookup,
+                    request_deserializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+                    response_serializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+            ),
+            'LookupMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookupMany,
+                    request_deserializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+                    response_serializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+            ),
+            'AdaptiveLookup': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdaptiveLookup,
+                    request_deserializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+                    response_serializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+            ),
+            'FusedLookup': grpc.unary_unary_rpc_method_handler(
+                    servicer.FusedLookup,
+                    request_deserializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+                    response_serializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+            ),
+            'ApplyGradients': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyGradients,
+                    request_deserializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+                    response_serializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+            ),
+            'FusedApplyGradients': grpc.unary_unary_rpc_method_handler(
+                    servicer.FusedApplyGradients,
+                    request_deserializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+                    response_serializer=rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'rockbed.v1.SharedEmbedding', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('rockbed.v1.SharedEmbedding', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SharedEmbedding(object):
+    """Embedding for clients on the server's machine: messages lie in memory that both have mapped, and their places travel.
+    A service of its own, since a server that does not know it must not take a place for an empty message.
+    """
+
+    @staticmethod
+    def ShareMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.SharedEmbedding/ShareMemory',
+            rockbed_dot_v1_dot_embedding__pb2.ShareMemoryRequest.SerializeToString,
+            rockbed_dot_v1_dot_embedding__pb2.ShareMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lookup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.SharedEmbedding/Lookup',
+            rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+            rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookupMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.SharedEmbedding/LookupMany',
+            rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+            rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdaptiveLookup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.SharedEmbedding/AdaptiveLookup',
+            rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+            rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FusedLookup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.SharedEmbedding/FusedLookup',
+            rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+            rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyGradients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.SharedEmbedding/ApplyGradients',
+            rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+            rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FusedApplyGradients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rockbed.v1.SharedEmbedding/FusedApplyGradients',
+            rockbed_dot_v1_dot_embedding__pb2.SharedMessage.SerializeToString,
+            rockbed_dot_v1_dot_embedding__pb2.SharedMessage.FromString,
             options,
             channel_credentials,
             insecure,

@@ -16,7 +16,7 @@ from rockbed.v1 import embedding_pb2, embedding_pb2_grpc
 from tests.server.served import Server
 from tests.waiting import until
 
-SERVICES = ["", "rockbed.v1.Admin", "rockbed.v1.Embedding"]
+SERVICES = ["", "rockbed.v1.Admin", "rockbed.v1.Embedding", "rockbed.v1.SharedEmbedding"]
 WORKERS = 2
 GROUP = GroupConfig(group=0, dim=4, optimizer={"name": "sgd"}, initializer={"name": "zeros"})
 Status = health_pb2.HealthCheckResponse

@@ -43,6 +43,7 @@ def test_every_service_is_listed(channel: grpc.Channel) -> None:
         "grpc.reflection.v1alpha.ServerReflection",
         "rockbed.v1.Admin",
         "rockbed.v1.Embedding",
+        "rockbed.v1.SharedEmbedding",
     ]
 
 

@@ -41,7 +41,7 @@ from rockbed.types import F32, I64
 from rockbed.v1 import embedding_pb2 as pb
 from rockbed.v1 import embedding_pb2_grpc
 from rockbed.wire_format import Parts, joined
-from tests.api.helpers import Clock, embedding, keys_of, ones, sgd
+from tests.api.helpers import Clock, embedding, keys_of, ones, run_python, sgd
 from tests.server.served import Connect, Server, refused
 from tests.server.test_exactly_once import LosesAnswers
 from tests.waiting import until
@@ -124,7 +124,7 @@ def test_large_messages_lie_in_memory_and_say_what_travelling_ones_say(
         rows, others = (of(storage, group) for group in groups)
         fused = FusedEmbedding([Feature("a", rows, "mean"), Feature("b", others, combiner=None)])
         rows.apply_gradients(KEYS, grads)
-        storage.apply_gradients([(rows, KEYS, grads), (others, KEYS, grads)])
+        assert storage.apply_gradients([(rows, KEYS, grads), (others, KEYS, grads)])
         out = fused.lookup({"a": bags, "b": Ragged(KEYS, bags.offsets)})
         fused.apply_gradients(out, out.pooled, out.sequences)
         looked = storage.lookup([(rows, KEYS), (others, KEYS[::-1].copy())])
@@ -203,6 +203,9 @@ def test_a_larger_message_gets_a_larger_piece_in_place_of_smaller_ones(
     assert len(lay) == 3
     assert rows.lookup(np.arange(400_000)).shape == (400_000, 4)  # more than there may be: it travels
     assert len(lay) == 3
+    assert segments(storage).nbytes == 8 * MIB  # and costs no piece
+    assert rows.lookup(many).shape == (200_000, 4)
+    assert len(lay) == 4
 
 
 # --- what may go wrong on the way ---
@@ -282,16 +285,100 @@ def test_memory_that_an_unanswered_call_may_still_use_is_used_by_no_other(server
     assert segments(storage).nbytes == 4 * MIB  # the other is gone
 
 
-def test_a_server_that_takes_none_is_asked_once(
-    server: Server, connect: Connect, lay: list[int], caplog: pytest.LogCaptureFixture
+def test_a_server_that_takes_none_is_asked_once_a_minute(
+    server: Server, connect: Connect, lay: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level("INFO", "rockbed.client")
-    storage = connect(server.start(limits=Limits(shared_bytes_max=0)))
+    caplog.set_level("DEBUG", "rockbed.client")
+    target = server.start(limits=Limits(shared_bytes_max=4 * MIB))
+    first, second = connect(target), connect(target)
+
+    def said(level: str) -> int:
+        start = f"rockbed: no memory is shared with {target} (4194304 bytes of shared memory, where others have"
+        return sum(each.message.startswith(start) and each.levelname == level for each in caplog.records)
+
+    of(first).apply_gradients(KEYS, ones(KEYS.size))
+    lay.clear()
     for _ in range(3):
-        of(storage).apply_gradients(KEYS, ones(KEYS.size))
-    np.testing.assert_array_equal(of(storage).lookup(KEYS), -3)
-    assert (lay, segments(storage)) == ([], None)
-    assert sum("shares no memory (this server shares no memory" in each.message for each in caplog.records) == 1
+        of(second).apply_gradients(KEYS, ones(KEYS.size))
+    assert (lay, said("INFO"), said("DEBUG")) == ([], 1, 0)
+    monkeypatch.setattr(client_memory, "_REST_S", 0)
+    segments(second).rest()  # the minute is over
+    of(second).lookup(KEYS)
+    assert (lay, said("INFO"), said("DEBUG")) == ([], 1, 1)
+    of(first).lookup(KEYS)  # it still has what it had
+    assert len(lay) == 1
+    assert server.daemon is not None
+    server.daemon._memory._mapped.clear()  # as what was idle is let go of
+    np.testing.assert_array_equal(of(second).lookup(KEYS), -4)
+    assert len(lay) == 2
+
+
+def test_an_older_server_in_its_place_is_sent_messages(
+    server: Server, connect: Connect, lay: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = server.start()
+    storage = connect(target)
+    rows = of(storage)
+    rows.apply_gradients(KEYS, ones(KEYS.size))
+    server.stop()
+    server.engine.close()
+    server.engine = Engine(server.folder / "store", StoreConfig(write_back_interval_s=3600))
+    with monkeypatch.context() as patch:  # one that does not know SharedEmbedding
+        patch.setattr(service_memory, "METHODS", ())
+        patch.setattr(service_memory.MemoryService, "add_to", lambda self, server: None)
+        server.start(listen=target.removeprefix("grpc://"))
+    lay.clear()
+    for step in range(3):
+        rows.apply_gradients(KEYS, ones(KEYS.size))
+        np.testing.assert_array_equal(rows.lookup(KEYS), -2 - step)
+    assert (lay, segments(storage).nbytes) == ([], 0)
+
+
+def test_a_large_lookup_waits_for_a_server_that_is_away(server: Server, connect: Connect, lay: list[int]) -> None:
+    target = server.start(limits=Limits(message_bytes_max=1 << 19))
+    storage = connect(target, retry_s=30)
+    rows = of(storage)
+    for part in np.split(KEYS, 2):
+        rows.apply_gradients(part, ones(part.size))
+    segments(storage).clear()
+    server.stop()
+    back = threading.Timer(1, lambda: server.start(listen=target.removeprefix("grpc://")))
+    back.start()
+    np.testing.assert_array_equal(rows.lookup(np.tile(KEYS, 3)), -1)  # in two messages
+    back.join()
+    assert len(lay) == 2
+
+
+def test_a_forked_child_writes_into_no_memory_of_its_parent(server: Server) -> None:
+    script = """
+import signal, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork with threads
+storage = PyStorage(sys.argv[1])
+rows = PyEmbedding(storage, PyOptimizer(name="sgd", gamma=1.0), PyInitializer(), 4)
+keys = np.arange(20_000)
+rows.apply_gradients(keys, np.ones((20_000, 4), np.float32))
+memory = storage.backend._transport._memory
+(segment,) = memory._free
+before = bytes(segment._memory)
+memory._lock.acquire()  # as another thread may
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    for call in (lambda: rows.apply_gradients(keys, np.full((20_000, 4), 9, np.float32)), lambda: rows.lookup(keys)):
+        try:
+            call()
+        except Exception as error:
+            print(type(error).__name__ + str("across fork()" in str(error)), flush=True)
+    storage.close()
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+memory._lock.release()
+assert bytes(segment._memory) == before
+assert (rows.lookup(keys) == -1).all()
+assert memory.nbytes == 4 << 20
+print("well")"""
+    done = run_python(script, server.start())
+    assert done.stdout.split() == ["StorageClosedTrue"] * 2 + ["well"], done.stderr
 
 
 def test_an_error_comes_through_and_the_memory_with_it(server: Server, connect: Connect) -> None:
@@ -318,6 +405,7 @@ def test_where_the_system_gives_no_memory_messages_travel(
         patch.setattr(os, "memfd_create", none)
         of(storage).apply_gradients(KEYS, ones(KEYS.size))
     assert (lay, segments(storage).nbytes) == ([], 0)
+    segments(storage)._rests_until = 0.0  # a minute later
     np.testing.assert_array_equal(of(storage).lookup(KEYS), -1)
     assert len(lay) == 1
 
@@ -351,6 +439,26 @@ def test_memory_that_could_harm_the_server_or_is_anothers_is_not_opened(
     with pytest.raises(InvalidConfig, match=said):
         shared.add(os.getpid(), memory(**options), SECRET)
     assert shared.nbytes() == 0
+
+
+def test_memory_of_huge_pages_which_may_run_out_is_not_opened(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Huge:
+        f_bsize = 2 * MIB
+
+    monkeypatch.setattr(os, "fstatvfs", lambda descriptor: Huge)
+    with pytest.raises(InvalidConfig, match="of usual pages"):
+        SharedMemory(Limits()).add(os.getpid(), memory(), SECRET)
+
+
+@pytest.mark.parametrize("setting", ["2\n", None])
+def test_nothing_is_shared_where_a_page_may_be_missing_when_it_is_touched(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str | None
+) -> None:
+    monkeypatch.setattr(server_memory, "_OVERCOMMIT", tmp_path / "overcommit_memory")
+    if setting is not None:
+        (tmp_path / "overcommit_memory").write_text(setting)
+    with pytest.raises(LimitExceeded, match="no memory that is safe to share"):
+        SharedMemory(Limits()).add(os.getpid(), memory(), SECRET)
 
 
 def test_what_is_no_memory_is_not_opened(memory: Memory, tmp_path: Path) -> None:
@@ -418,14 +526,14 @@ def test_it_is_let_go_of_although_nobody_calls(memory: Memory, monkeypatch: pyte
 # --- what a client that nobody here wrote may send ---
 
 
-def share(stub: Any, descriptor: int) -> bytes:
+def share(channel: grpc.Channel, descriptor: int) -> bytes:
     request = pb.ShareMemoryRequest(process=os.getpid(), descriptor=descriptor, secret=SECRET)
-    handle: bytes = stub.ShareMemory(request).memory
+    handle: bytes = embedding_pb2_grpc.SharedEmbeddingStub(channel).ShareMemory(request).memory
     return handle
 
 
 def raw(channel: grpc.Channel, method: str) -> Any:
-    return channel.unary_unary(f"/rockbed.v1.Embedding/{method}")
+    return channel.unary_unary(f"/rockbed.v1.SharedEmbedding/{method}")
 
 
 def messages(keys: I64) -> tuple[bytes, bytes]:
@@ -443,14 +551,14 @@ def test_an_answer_lies_where_there_is_room_for_it_and_travels_otherwise(
     lookup, push = messages(keys_of(1, 2))
     os.pwrite(descriptor, lookup, 100)
     with grpc.insecure_channel(target.removeprefix("grpc://")) as channel:
-        handle = share(embedding_pb2_grpc.EmbeddingStub(channel), descriptor)
+        handle = share(channel, descriptor)
         answer = raw(channel, "Lookup")(shared_message(SharedMessage(handle, 100, len(lookup), 1_000, 34)))
         assert read_shared_message(answer) == SharedMessage(b"", 1_000, 34)
         lies = pb.LookupResponse.FromString(os.pread(descriptor, 34, 1_000))
         assert lies.weights == np.ones((2, 4), np.float32).tobytes()
         for room in (0, 33):
             answer = raw(channel, "Lookup")(shared_message(SharedMessage(handle, 100, len(lookup), 2_000, room)))
-            assert pb.LookupResponse.FromString(answer) == lies
+            assert pb.LookupResponse.FromString(pb.SharedMessage.FromString(answer).message) == lies
         assert os.pread(descriptor, 34, 2_000) == bytes(34)
         os.pwrite(descriptor, push, 100)
         answer = raw(channel, "ApplyGradients")(shared_message(SharedMessage(handle, 100, len(push), HEAD, 8)))
@@ -468,9 +576,9 @@ PLACES = [
     (SharedMessage(b"", HEAD, (1 << 16) + 1, HEAD, 0), "limit_exceeded", "message_bytes_max is 65536"),
     (SharedMessage(b"", HEAD, 1_000, HEAD, 0), "invalid_config", "1000 bytes that are no request"),
     (SharedMessage(b"x" * 16, HEAD, 10, HEAD, 0), "unknown_memory", "the server has no such memory"),
-    (b"\xc2\x3e\x05", "invalid_config", "3 bytes that are no SharedMessage"),
-    (b"\xc2\x3e\x01\xff", "invalid_config", "4 bytes that are no SharedMessage"),
-    (b"\xc2\x3e\x00", "unknown_memory", "the server has no such memory"),
+    (b"\x0a\x05", "invalid_config", "2 bytes that are no SharedMessage"),
+    (b"\x10\xff", "invalid_config", "2 bytes that are no SharedMessage"),
+    (b"", "unknown_memory", "the server has no such memory"),
 ]
 
 
@@ -482,7 +590,7 @@ def test_a_place_where_no_message_can_be_is_refused(
     target = server.start(limits=Limits(message_bytes_max=1 << 16))
     descriptor = memory(begins=SECRET + bytes(48) + b"\xff" * 2_000)
     with grpc.insecure_channel(target.removeprefix("grpc://")) as channel:
-        handle = share(embedding_pb2_grpc.EmbeddingStub(channel), descriptor)
+        handle = share(channel, descriptor)
         if isinstance(place, SharedMessage):
             numbers = place.at, place.size, place.room_at, place.room
             place = shared_message(SharedMessage(place.memory or handle, *numbers))
@@ -512,7 +620,7 @@ def test_others_are_refused(server: Server, memory: Memory, monkeypatch: pytest.
     monkeypatch.setattr(service_memory, "is_here", lambda peer: not peer.startswith("ipv4:127.0.0.1:"))
     with grpc.insecure_channel(server.start().removeprefix("grpc://")) as channel:
         request = pb.ShareMemoryRequest(process=os.getpid(), descriptor=memory(), secret=SECRET)
-        found = refused(embedding_pb2_grpc.EmbeddingStub(channel).ShareMemory, request)
+        found = refused(embedding_pb2_grpc.SharedEmbeddingStub(channel).ShareMemory, request)
     assert (found[0], found[1]) == (grpc.StatusCode.PERMISSION_DENIED, "permission_denied")
     assert "is another machine" in found[2]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rockbed.client.arrays import checked_floats, described
+from rockbed.client.arrays import checked_flag, checked_floats, described
 from rockbed.client.embedding import PyEmbedding, take_back
 from rockbed.client.hashing import hash_buckets
 from rockbed.client.initializer import PyInitializer
@@ -170,6 +170,7 @@ class AdaptiveEmbedding:
         Raises WrongDtype, WrongShape (a mask of another length), InvalidConfig (other values in it; or there is
         neither a mask nor a threshold), and what PyEmbedding.lookup raises.
         """
+        train = checked_flag("train", train)
         keys, shape = self.keys.of(ids)
         if len(shape) != 1:
             raise WrongShape(f"ids must have one axis, not {list(shape)}")

@@ -27,15 +27,22 @@ class Ahead:
         return self._submit("push", 1, call, *args)
 
     def lookup(self, call: Callable[..., _Result], *args: Any) -> "Future[_Result]":
-        """Have rows looked up, or fetched. Raises StorageClosed."""
-        return self._submit("lookup", _LOOKUPS, call, *args)
+        """Have rows looked up, or fetched. Raises StorageClosed, and so does the future of what has not begun when the
+        storage is closed."""
+
+        def begin() -> _Result:
+            if self._finished:
+                raise StorageClosed("the storage was closed before this lookup had begun")
+            return call(*args)
+
+        return self._submit("lookup", _LOOKUPS, begin)
 
     def finish(self) -> None:
         """Wait for the pushes asked for; lookups that have not begun are given up. May be called twice."""
         with self._lock:
             pools, self._pools, self._finished = self._pools, {}, True
-        for name, pool in pools.items():
-            pool.shutdown(wait=True, cancel_futures=name == "lookup")
+        for pool in pools.values():
+            pool.shutdown(wait=True)
 
     def _submit(self, name: str, threads: int, call: Callable[..., _Result], *args: Any) -> "Future[_Result]":
         if os.getpid() != self._process:  # a fork takes neither the threads along nor, maybe, an open lock

@@ -7,7 +7,7 @@ import numpy as np
 from rockbed.config import GROUPS
 from rockbed.device_arrays import described as described_there
 from rockbed.device_arrays import on_device
-from rockbed.errors import UnknownGroup, WrongDtype, WrongShape
+from rockbed.errors import InvalidConfig, UnknownGroup, WrongDtype, WrongShape
 from rockbed.requests import PutRows
 from rockbed.types import F32, I64, AnyArray
 
@@ -19,11 +19,28 @@ def described(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
+def checked_flag(name: str, value: Any) -> bool:
+    """True or False, which may be numpy's. Raises InvalidConfig."""
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidConfig(f"{name} is {value!r}, not True or False")
+    return bool(value)
+
+
+def must_be_whole(name: str, array: Any) -> None:
+    """Raise WrongDtype for a masked array of numpy's, of which everything would be taken."""
+    if isinstance(array, np.ndarray) and hasattr(array, "mask"):
+        raise WrongDtype(
+            f"{name} must be a plain numpy array, not a masked one: say what its mask means, by .compressed() or "
+            ".filled(value)"
+        )
+
+
 def checked_keys(keys: Any) -> I64:
     """int64[n] bit patterns of the keys, contiguous; a copy only where the array sent is not.
 
     Raises WrongDtype unless it is a numpy array of int64 or uint64, WrongShape unless it has one axis.
     """
+    must_be_whole("keys", keys)
     if not isinstance(keys, np.ndarray) or keys.dtype not in (np.dtype(np.int64), np.dtype(np.uint64)):
         floats = isinstance(keys, np.ndarray) and keys.dtype.kind == "f"
         advice = "read them as integers, floats hold keys to 2^53 only" if floats else "use np.asarray(keys, np.int64)"
@@ -44,6 +61,7 @@ def _whole(array: AnyArray) -> AnyArray:
 
 
 def _checked_size(name: str, array: Any, n: int, dim: int) -> None:
+    must_be_whole(name, array)
     if not isinstance(array, np.ndarray) or array.dtype != np.dtype(np.float32):
         raise WrongDtype(f"{name} must be a numpy array of float32, not {described(array)}: use .astype(np.float32)")
     if array.shape not in ((n * dim,), (n, dim)):
@@ -61,6 +79,7 @@ def checked_gradients(gradients: Any, n: int, dim: int) -> F32:
 
 def checked_floats(name: str, array: Any, shape: tuple[int, ...]) -> F32:
     """float32 of just this shape, contiguous, a copy only where the array is not. Raises WrongDtype, WrongShape."""
+    must_be_whole(name, array)
     if not isinstance(array, np.ndarray) or array.dtype != np.dtype(np.float32):
         raise WrongDtype(f"{name} must be a numpy array of float32, not {described(array)}: use .astype(np.float32)")
     if array.shape != shape:
@@ -70,6 +89,7 @@ def checked_floats(name: str, array: Any, shape: tuple[int, ...]) -> F32:
 
 def checked_integers(name: str, array: Any, axes: int) -> I64:
     """int64 with so many axes, contiguous, of an array of int64 or int32. Raises WrongDtype, WrongShape."""
+    must_be_whole(name, array)
     if not isinstance(array, np.ndarray) or array.dtype not in (np.dtype(np.int64), np.dtype(np.int32)):
         raise WrongDtype(f"{name} must be a numpy array of int64 or int32, not {described(array)}")
     if array.ndim != axes:
@@ -103,6 +123,7 @@ def checked_rows(keys: I64, weights: Any, slots: Any, update_num: Any, update_ti
 def _checked_matrix(name: str, array: Any) -> F32 | None:
     if array is None:
         return None
+    must_be_whole(name, array)
     if not isinstance(array, np.ndarray) or array.dtype != np.dtype(np.float32):
         raise WrongDtype(f"{name} must be a numpy array of float32, not {described(array)}: use .astype(np.float32)")
     if array.ndim != 2:
@@ -113,6 +134,7 @@ def _checked_matrix(name: str, array: Any) -> F32 | None:
 def _checked_numbers(name: str, array: Any) -> I64 | None:
     if array is None:
         return None
+    must_be_whole(name, array)
     if not isinstance(array, np.ndarray) or array.dtype != np.dtype(np.int64):
         raise WrongDtype(f"{name} must be a numpy array of int64, not {described(array)}: use .astype(np.int64)")
     if array.ndim != 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from rockbed.client.arrays import checked_gradients, checked_keys, checked_output
+from rockbed.client.arrays import checked_flag, checked_gradients, checked_keys, checked_output
 from rockbed.client.initializer import PyInitializer
 from rockbed.client.optimizer import PyOptimizer
 from rockbed.client.parameters import Parameters, as_mapping
@@ -206,10 +206,10 @@ class PyEmbedding:
         returned.
         train: a key without a row gets one (if the group admits it) and occurrences count. With train=False nothing
         changes, and such a key gives the group's miss_value.
-        Raises WrongDtype, WrongShape, ReadOnlyStorage (train=True on a read-only storage), StorageClosed, the disk's
-        errors.
+        Raises WrongDtype, WrongShape, InvalidConfig (train is neither True nor False), ReadOnlyStorage (train=True on a
+        read-only storage), StorageClosed, the disk's errors.
         """
-        sent = checked_keys(keys)
+        sent, train = checked_keys(keys), checked_flag("train", train)
         out = (
             np.empty((sent.size, self.dim), np.float32) if weights is None else checked_output(weights, sent, self.dim)
         )
@@ -219,9 +219,10 @@ class PyEmbedding:
     def lookup_async(self, keys: I64 | U64, weights: F32 | None = None, *, train: bool = True) -> "Future[F32 | None]":
         """As `lookup`, in a thread: a concurrent.futures.Future of its result (`await asyncio.wrap_future(it)`).
 
-        What the arrays lack is raised at once. Neither array may be changed until the future is done.
+        What the arrays lack is raised at once. Neither array may be changed until the future is done. One that has not
+        begun when the storage is closed raises StorageClosed.
         """
-        sent = checked_keys(keys)
+        sent, train = checked_keys(keys), checked_flag("train", train)
         if weights is not None:
             checked_output(weights, sent, self.dim)
         return self.storage.ahead.lookup(lambda: self.lookup(sent, weights, train=train))

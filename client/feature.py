@@ -17,8 +17,8 @@ class Feature:
     combiner: "sum" is sum(w e), "mean" sum(w e) / sum(w), "sqrtn" sum(w e) / sqrt(sum(w^2)), w = 1 without weights;
         None makes it a sequence: the row of each key, not pooled, without weights.
     max_norm: a row of a larger L2 norm is scaled down to this before it is combined; its gradient passes through that.
-    default_key: an int of int64 or uint64, never pruned; an empty bag holds it, with weight 1. With None the result of
-        an empty bag is zeros, and it has no gradient.
+    default_key: an int of int64 or uint64, never pruned, and not the padding_key of the embedding; an empty bag holds
+        it, with weight 1. With None the result of an empty bag is zeros, and it has no gradient.
     prune_negative: int64 keys below 0 stand for nothing. uint64 keys are never negative.
 
     Pruned, before a bag counts as empty, are also the padding_key of the embedding and, unless the combiner is "sum",
@@ -38,12 +38,18 @@ class Feature:
             what = type(self.embedding).__name__
             raise WrongDtype(f"feature {self.name!r}: embedding is a {what}, not a PyEmbedding")
         make_plain(self)
-        problems = [] if isinstance(self.name, str) and self.name else ["its name must be a str that is not empty"]
+        problems = [] if _is_text(self.name) else ["its name must be a str that is not empty and that UTF-8 can encode"]
         problems += setting_problems(self.combiner, self.max_norm, self.default_key)
+        if not problems and self.default_key is not None and signed(self.default_key) == self._padding():
+            problems.append(f"default_key {self.default_key} is the padding_key of the embedding, which has no row")
         if not isinstance(self.prune_negative, bool):
             problems.append(f"prune_negative is {self.prune_negative!r}, not True or False")
         if problems:
             raise InvalidConfig(f"feature {self.name!r}: " + "; ".join(problems))
+
+    def _padding(self) -> int | None:
+        key = self.embedding.config.padding_key
+        return None if key is None else signed(key)
 
     def bags(self, ragged: Ragged) -> Bags:
         """The feature's share of a batch, as it is sent."""
@@ -59,3 +65,7 @@ class Feature:
             negative=ragged.unsigned or not self.prune_negative,
             generation=self.embedding.generation,
         )
+
+
+def _is_text(name: object) -> bool:
+    return isinstance(name, str) and name != "" and not any("\ud800" <= each <= "\udfff" for each in name)

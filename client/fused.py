@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from rockbed.bags import Bags, check_bags
-from rockbed.client.arrays import checked_floats
+from rockbed.client.arrays import checked_flag, checked_floats
 from rockbed.client.feature import Feature
 from rockbed.client.lending import Borrower
 from rockbed.client.ragged import Ragged
 from rockbed.client.request_ids import RequestId, checked_request
+from rockbed.device_arrays import shape_of
 from rockbed.errors import InvalidConfig, RockbedError, UnknownHandle, UnknownName, WrongDtype
 from rockbed.types import F32, I64, U64, AnyArray
 
@@ -63,6 +64,11 @@ class FusedOutput:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
         return np.array(self.pooled, dtype, copy=copy)
 
+    __iter__ = None  # it has names, and its rows are those of `pooled`
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.sequences or name in self.fused.columns
+
     def __len__(self) -> int:
         return len(self.pooled)
 
@@ -91,6 +97,8 @@ class FusedEmbedding:
 
         Raises InvalidConfig with every problem, WrongDtype.
         """
+        if not isinstance(features, Iterable):
+            raise WrongDtype(f"FusedEmbedding takes a list of Feature, not a {type(features).__name__}")
         self.features = tuple(features)
         for each in self.features:
             if not isinstance(each, Feature):
@@ -143,7 +151,8 @@ class FusedEmbedding:
     ) -> "Future[FusedOutput]":
         """As `lookup`, in a thread: a concurrent.futures.Future of its result.
 
-        What the batch lacks is raised at once. Its arrays may not be changed until the future is done.
+        What the batch lacks is raised at once. Its arrays may not be changed until the future is done. One that has not
+        begun when the storage is closed raises StorageClosed.
         """
         return self.storage.ahead.lookup(self._lookup(batch, stream, train=train, keep=keep))
 
@@ -159,7 +168,8 @@ class FusedEmbedding:
         """Update the rows of all features with their groups' optimizers, all or nothing. Durable when it returns.
 
         batch: what was looked up, or the output of its lookup. grad_pooled: float32[B, D], the gradient of `pooled`;
-        may be None where no feature is pooled. sequences: by name, float32[nnz, dim], the gradient of each sequence.
+        may be None where no feature is pooled. sequences: by name, float32[nnz, dim], the gradient of each sequence;
+        one without keys may be left out.
         Occurrences of a key, in one feature or several of a group, meet as its `duplicates` says.
         Any of the arrays may be a GPU's, where the storage has it as its device; stream: as of `lookup`.
         request: (client id, number from 1) makes the call repeatable: False is returned for a request that has been
@@ -203,6 +213,8 @@ class FusedEmbedding:
 
     def _lookup(self, batch: Batch, stream: Any, *, train: bool, keep: bool | None) -> Callable[[], FusedOutput]:
         """A lookup that has been checked, to be made by a call."""
+        train = checked_flag("train", train)
+        keep = train if keep is None else checked_flag("keep", keep)
         shares = self._bags(batch)
         borrower = Borrower.for_call(self.storage, _keys_of(shares), stream)
         if borrower is not None:
@@ -213,7 +225,7 @@ class FusedEmbedding:
         return partial(borrower.look_up, partial(self._looked_up, shares, size, borrower.empty, train=train, keep=keep))
 
     def _looked_up(
-        self, shares: list[Bags], size: int, empty: Callable[..., F32], *, train: bool, keep: bool | None
+        self, shares: list[Bags], size: int, empty: Callable[..., F32], *, train: bool, keep: bool
     ) -> FusedOutput:
         pooled = empty((size, self.dim), np.float32)
         sequences = {
@@ -221,9 +233,7 @@ class FusedEmbedding:
             for each, share in zip(self.features, shares, strict=True)
             if each.combiner is None
         }
-        backend = self.storage.backend
-        keep = train if keep is None else keep
-        handle = backend.fused_lookup(shares, pooled, list(sequences.values()), train=train, keep=keep)
+        handle = self.storage.backend.fused_lookup(shares, pooled, list(sequences.values()), train=train, keep=keep)
         return FusedOutput(self, shares, pooled, sequences, handle)
 
     def _push(
@@ -243,7 +253,7 @@ class FusedEmbedding:
             shares, handle = batch.batch, batch._handle
         else:
             shares = self._bags(batch)
-        given = self._sequence_gradients({} if sequences is None else sequences)
+        given = self._sequence_gradients(shares, {} if sequences is None else sequences)
         sent = [(f"the gradient of {name!r}", each) for name, each in given.items()]
         arrays = [("grad_pooled", grad_pooled), *sent, *_keys_of(shares)]
         borrower = Borrower.for_call(self.storage, arrays, stream)
@@ -272,23 +282,31 @@ class FusedEmbedding:
 
         return send if borrower is None else partial(borrower.push, send)
 
-    def _sequence_gradients(self, given: Mapping[str, F32]) -> Mapping[str, F32]:
+    def _sequence_gradients(self, shares: Sequence[Bags], given: Mapping[str, F32]) -> Mapping[str, F32]:
         """The gradients of all sequences, by name, and of nothing else."""
-        wanted = [each.name for each in self.features if each.combiner is None]
+        wanted = {
+            each.name: (shape_of(share.keys)[0], each.embedding.dim)
+            for each, share in zip(self.features, shares, strict=True)
+            if each.combiner is None
+        }
         if not isinstance(given, Mapping):
             raise WrongDtype(f"sequences is a dict of gradients by feature, not a {type(given).__name__}")
-        unknown = given.keys() - set(wanted)
+        unknown = given.keys() - wanted.keys()
         if unknown:
             raise UnknownName(
                 f"there is no feature {_quoted(unknown)} without a combiner: sequences takes gradients of "
                 f"{_quoted(wanted) or 'none'}"
             )
-        lacking = [name for name in wanted if given.get(name) is None]
+        found = {
+            name: np.empty(shape, np.float32) if given.get(name) is None and shape[0] == 0 else given.get(name)
+            for name, shape in wanted.items()
+        }
+        lacking = [f"{name!r}, float32{list(wanted[name])}" for name, each in found.items() if each is None]
         if lacking:
             raise InvalidConfig(
-                f"sequences lacks the gradients of {_quoted(lacking)}: a feature without a combiner has its own there"
+                f"sequences lacks the gradients of {'; '.join(lacking)}: a feature without a combiner has its own there"
             )
-        return given
+        return {name: each for name, each in found.items() if each is not None}
 
     def __repr__(self) -> str:
         return f"FusedEmbedding({', '.join(self.names)}: float32[B, {self.dim}])"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from rockbed.client.arrays import checked_gradients, is_tensor
+from rockbed.client.arrays import checked_flag, checked_gradients, is_tensor
 from rockbed.client.embedding import PyEmbedding
 from rockbed.client.looked_up import LookedUp
 from rockbed.client.placement import Placement
@@ -125,9 +125,10 @@ class KvVariable:
 
     def trains(self, train: bool | None) -> bool:
         """What `train` means here. Raises InvalidConfig."""
-        if train and not self.trainable:
+        wanted = self.trainable if train is None else checked_flag("train", train)
+        if wanted and not self.trainable:
             raise InvalidConfig(f"variable {self.name!r} was opened with trainable=False: look up with train=False")
-        return self.trainable if train is None else bool(train)
+        return wanted
 
     def apply_gradients(self, ids: Any, gradients: F32, *, request: RequestId | None = None) -> bool:
         """Update the rows of ids with the variable's optimizer. Durable when it returns.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,19 @@ class Ragged:
         check_arrays(self.keys, self.offsets, self.weights)
 
     @classmethod
+    def from_lengths(cls, keys: I64 | U64, lengths: I64, weights: F32 | None = None) -> "Ragged":
+        """Of how many keys each bag has.
+
+        keys, weights: as of a Ragged. lengths: int64[B] (int32 is taken too), of sum nnz.
+        Raises as Ragged does, and WrongShape for negative lengths.
+        """
+        must_be_in_memory("from_lengths", keys, lengths, weights)
+        counts = checked_integers("lengths", lengths, 1)
+        if counts.size and counts.min() < 0:
+            raise WrongShape(f"lengths has {counts.min()}: no bag has fewer than 0 keys")
+        return cls(keys, _offsets(counts), weights)
+
+    @classmethod
     def from_coo(
         cls, indices: I64, values: I64 | U64, dense_shape: Sequence[int] | I64, weights: F32 | None = None
     ) -> "Ragged":
@@ -95,15 +108,19 @@ class Ragged:
         Keys are int64, or, where one is 2^63 or more, uint64. For tests and small batches: Python looks at each key,
         the other constructors at whole arrays. Raises as Ragged does.
         """
-        bags = [list(bag) for bag in lists]
+        bags = _listed("lists", lists)
         keys = _keys_of([key for bag in bags for key in bag])
         offsets = _offsets(np.array([len(bag) for bag in bags], np.int64))
         if weights is None:
             return cls(keys, offsets)
-        weighted = [list(bag) for bag in weights]
+        weighted = _listed("weights", weights)
         if [len(bag) for bag in bags] != [len(bag) for bag in weighted]:
             raise WrongShape("weights must be lists of the same lengths as those of the keys: each key has one weight")
-        return cls(keys, offsets, np.array([weight for bag in weighted for weight in bag], np.float32))
+        numbers = [weight for bag in weighted for weight in bag]
+        wrong = next((each for each in numbers if isinstance(each, bool) or not isinstance(each, Real)), None)
+        if wrong is not None:
+            raise WrongDtype(f"weights must be numbers, not {wrong!r}")
+        return cls(keys, offsets, np.array(numbers, np.float32))
 
     @property
     def nnz(self) -> int:
@@ -135,6 +152,16 @@ class Ragged:
         weighted = "" if self.weights is None else ", weighted"
         where = " on a GPU" if self.on_device else ""
         return f"Ragged({len(self)} bags, {self.nnz} {dtype_of(self.keys)} keys{weighted}{where})"
+
+
+def _listed(name: str, bags: Any) -> list[list[Any]]:
+    if not isinstance(bags, Iterable):
+        raise WrongDtype(f"{name} must be a list of lists, not a {type(bags).__name__}")
+    listed = list(bags)
+    wrong = next((each for each in listed if not isinstance(each, Iterable) or isinstance(each, str | bytes)), None)
+    if wrong is not None:
+        raise WrongDtype(f"{name} must be a list of lists, one for each bag, not of {wrong!r}")
+    return [list(each) for each in listed]
 
 
 def signed(key: int) -> int:

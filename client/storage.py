@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rockbed.client.ahead import Ahead
-from rockbed.client.arrays import checked_group, checked_keys, checked_rows
+from rockbed.client.arrays import checked_flag, checked_group, checked_keys, checked_rows
 from rockbed.client.backend import Backend
 from rockbed.client.connection import Connection
+from rockbed.client.copying import SharedByCopies
 from rockbed.client.parameters import Parameters, as_mapping
 from rockbed.client.request_ids import RequestId, checked_client, checked_request
 from rockbed.client.target import must_be_default, must_be_directory
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from rockbed.client.embedding import PyEmbedding
 
 
-class PyStorage:
+class PyStorage(SharedByCopies):
     """An open store. Thread-safe; a context manager. One at a time for a directory, many on a server."""
 
     def __init__(
@@ -120,6 +121,7 @@ class PyStorage:
         items: (embedding, keys). Returns float32[n, dim] for each, in their order. Raises what PyEmbedding.lookup
         raises, and InvalidConfig for an embedding of another storage.
         """
+        train = checked_flag("train", train)
         lookups = checked_lookups(self, items)
         self.backend.lookup_many(lookups, train=train)
         return [each.out for each in lookups]

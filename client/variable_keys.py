@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rockbed.client.arrays import described, is_tensor
+from rockbed.client.arrays import described, is_tensor, must_be_whole
 from rockbed.client.hashing import fingerprint64
 from rockbed.errors import InvalidConfig, WrongDtype
 from rockbed.types import I64, AnyArray
@@ -48,6 +48,7 @@ class Keys:
             raise self._wrong(f"{described(ids)} (only lookups take tensors: use ids.numpy())")
         if not isinstance(ids, np.ndarray):
             return self._listed(ids)
+        must_be_whole("ids", ids)
         if self.kind == "string":
             if ids.dtype.kind not in "USO":
                 raise self._wrong(described(ids))

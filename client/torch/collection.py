@@ -19,7 +19,7 @@ from rockbed.client.torch.tensors import (
     tensor_of,
     weights_array,
 )
-from rockbed.errors import RockbedError, UnknownName, WrongDtype
+from rockbed.errors import InvalidConfig, RockbedError, UnknownName, WrongDtype
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class CollectionOutput:
             known = ", ".join(map(repr, [*self.columns, *self.sequences]))
             raise UnknownName(f"there is no feature {name!r}: the features are {known}")
         return self.pooled[:, self.columns[name]]
+
+    __iter__ = None  # it has names
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.sequences or name in self.columns
 
 
 class EmbeddingCollection(RowModule):
@@ -82,8 +87,12 @@ class EmbeddingCollection(RowModule):
 
     def prefetch(self, batch: Any) -> "list[Future[tuple[int, int]]]":
         """Bring rows from disk into memory, in threads: see PyEmbedding.prefetch_async. batch: as of a call, on the
-        CPU."""
+        CPU; features may be missing. Raises UnknownName for one that there is not."""
         given = _ragged(batch, on_gpu=False)
+        unknown = given.keys() - set(self.fused.names)
+        if unknown:
+            known = ", ".join(map(repr, self.fused.names))
+            raise UnknownName(f"there is no feature {', '.join(map(repr, unknown))}: the features are {known}")
         return [
             each.embedding.prefetch_async(given[each.name].keys) for each in self.fused.features if each.name in given
         ]
@@ -123,7 +132,12 @@ def _of_jagged(jagged: Any, on_gpu: bool) -> dict[str, Ragged]:
     values = lent("values", jagged.values(), keys_array, on_gpu=on_gpu)
     weights = lent("weights", jagged.weights_or_none(), weights_array, on_gpu=on_gpu)
     offsets = lent("offsets", jagged.offsets(), offsets_array, on_gpu=on_gpu)
-    bags = (len(offsets) - 1) // max(len(names), 1)
+    bags, rest = divmod(len(offsets) - 1, max(len(names), 1))
+    if rest or getattr(jagged, "variable_stride_per_key", bool)():
+        raise InvalidConfig(
+            f"the KeyedJaggedTensor has {len(offsets) - 1} bags for {len(names)} features, not as many for each: all "
+            "features of a batch have the same samples, so give those of features that share them in a batch each"
+        )
     batch = {}
     for i, name in enumerate(names):
         own = offsets[i * bags : (i + 1) * bags + 1]

@@ -9,6 +9,7 @@ import pytest
 
 from rockbed import GradientNotFinite, PyStorage, StorageClosed, WrongDtype, WrongShape
 from tests.api.helpers import SMALL, OpenStorage, embedding, engine_of, keys_of, ones, push_in_pieces, sgd
+from tests.waiting import until
 
 
 def test_a_lookup_ahead_gives_what_a_lookup_gives(storage: PyStorage) -> None:
@@ -66,6 +67,29 @@ def test_closing_waits_for_the_pushes(open_storage: OpenStorage) -> None:
         with pytest.raises(StorageClosed):
             call()
     assert not any(thread.name.startswith("rockbed-lookup") for thread in threading.enumerate())
+
+
+def test_a_lookup_that_had_not_begun_when_the_storage_was_closed_says_so(open_storage: OpenStorage) -> None:
+    storage = open_storage()
+    rows = embedding(storage)
+    begun, go = threading.Event(), threading.Event()
+
+    def busy() -> None:
+        begun.set()
+        go.wait(30)
+
+    futures = [storage.ahead.lookup(busy) for _ in range(4)]
+    waiting = rows.lookup_async(keys_of(1))
+    begun.wait(30)
+    closing = threading.Thread(target=storage.close)
+    closing.start()
+    until(lambda: storage.ahead._finished)
+    go.set()
+    closing.join(30)
+    with pytest.raises(StorageClosed, match="closed before this lookup had begun"):
+        waiting.result(30)
+    for each in futures:
+        each.result(30)
 
 
 def test_they_can_be_awaited(storage: PyStorage) -> None:

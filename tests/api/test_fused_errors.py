@@ -1,5 +1,6 @@
 """Fused batches that cannot be: each with its error, a message that names the feature, and no effect."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -131,7 +132,7 @@ POOLED: list[tuple[Any, type[Exception], str]] = [
     (ones(2, 2).reshape(-1), WrongShape, r"grad_pooled must be float32\[2, 2\], not float32\[4\]"),
 ]
 SEQUENCES: list[tuple[Any, type[Exception], str]] = [
-    (None, InvalidConfig, "sequences lacks the gradients of 's'"),
+    (None, InvalidConfig, r"sequences lacks the gradients of 's', float32\[3, 3\]: a feature without"),
     ({}, InvalidConfig, "sequences lacks the gradients of 's'"),
     ({"s": None}, InvalidConfig, "sequences lacks the gradients of 's'"),
     ({"s": ones(3, 3), "a": ones(2, 2)}, UnknownName, "no feature 'a' without a combiner: .* gradients of 's'"),
@@ -168,6 +169,56 @@ def test_gradients_that_do_not_go_with_the_batch_are_refused(
     assert storage.last_request("trainer") == 0
     assert sum(group["updates"] for group in storage.stats()["groups"].values()) == 0
     assert fused.apply_gradients(of, ones(2, 2), {"s": ones(3, 3)})  # it is there to be pushed as it was
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_sequence_without_keys_needs_no_gradient(storage: PyStorage, keep: bool) -> None:
+    pooled, history = embedding(storage, 2, 1), embedding(storage, 3, 2)
+    fused = FusedEmbedding([Feature("a", pooled), Feature("s", history, None)], missing="empty")
+    assert fused.apply_gradients(fused.lookup({"a": TWO}, keep=keep), ones(2, 2))
+    assert fused.apply_gradients({"a": TWO, "s": lists([], [])}, ones(2, 2), {"s": ones(0, 3)})
+    assert [group["updates"] for group in storage.stats()["groups"].values()] == [6, 0]
+    with pytest.raises(WrongShape, match=r"the gradient of 's' must be float32\[0, 3\]"):
+        fused.apply_gradients({"a": TWO}, ones(2, 2), {"s": ones(1, 3)})
+
+
+@pytest.mark.parametrize("value", ["no", 1, 2, None, np.float32(1)])
+def test_whether_to_train_and_to_keep_is_true_or_false(storage: PyStorage, fused: FusedEmbedding, value: Any) -> None:
+    rows = embedding(storage, 2, 1)
+    batch = {"a": TWO, "s": TWO}
+    for lookup in (fused.lookup, fused.lookup_async):
+        with pytest.raises(InvalidConfig, match=f"train is {re.escape(repr(value))}, not True or False"):
+            lookup(batch, train=value)
+        if value is not None:
+            with pytest.raises(InvalidConfig, match=r"keep is .*, not True or False"):
+                lookup(batch, keep=value)
+    for call in (rows.lookup, rows.lookup_async):
+        with pytest.raises(InvalidConfig, match=r"train is .*, not True or False"):
+            call(K, train=value)
+    with pytest.raises(InvalidConfig, match=r"train is .*, not True or False"):
+        storage.lookup([(rows, K)], train=value)
+    assert storage.stats()["rows"] == 0
+
+
+def test_true_and_false_may_be_numpys(storage: PyStorage, fused: FusedEmbedding) -> None:
+    true, false = np.array([1, 0]) > 0
+    batch = {"a": TWO, "s": TWO}
+    assert not fused.lookup(batch, train=false).kept
+    assert storage.stats()["rows"] == 0
+    assert not fused.lookup(batch, train=true, keep=false).kept
+    assert fused.lookup(batch, keep=true).kept
+    assert storage.stats()["rows"] == 6
+    rows = embedding(storage, 2, 1)
+    rows.lookup(keys_of(77), train=false)
+    storage.lookup([(rows, keys_of(78))], train=true)
+    assert storage.stats()["rows"] == 7
+
+
+def test_an_output_is_asked_by_name(fused: FusedEmbedding) -> None:
+    out = fused.lookup({"a": TWO, "s": TWO})
+    assert ["a" in out, "s" in out, "b" in out, 0 in out] == [True, True, False, False]
+    with pytest.raises(TypeError, match="not iterable"):
+        list(out)  # type: ignore[call-overload]
 
 
 def test_gradients_for_sequences_that_there_are_not_are_refused(storage: PyStorage) -> None:
@@ -209,6 +260,9 @@ FEATURES: list[tuple[dict[str, Any], str]] = [
     ({"prune_negative": 1}, "prune_negative is 1, not True or False"),
     ({"name": ""}, "feature '': its name must be a str that is not empty"),
     ({"name": 5}, "feature 5: its name must be a str"),
+    ({"name": "\ud800"}, "its name must be a str that is not empty and that UTF-8 can encode"),
+    ({"default_key": 3}, "default_key 3 is the padding_key of the embedding, which has no row"),
+    ({"default_key": np.uint64(3)}, "default_key 3 is the padding_key"),
 ]
 
 
@@ -216,7 +270,7 @@ FEATURES: list[tuple[dict[str, Any], str]] = [
 def test_settings_of_a_feature_that_cannot_be_are_refused(
     storage: PyStorage, given: dict[str, Any], message: str
 ) -> None:
-    rows = embedding(storage)
+    rows = embedding(storage, padding_key=3)
     with pytest.raises(InvalidConfig, match=message):
         Feature(**{"name": "f", "embedding": rows, **given})
 
@@ -245,6 +299,9 @@ def test_a_feature_takes_an_embedding_and_a_fused_embedding_features(storage: Py
     features: Any = [embedding(storage)]
     with pytest.raises(WrongDtype, match="takes a list of Feature, not of PyEmbedding"):
         FusedEmbedding(features)
+    one: Any = Feature("f", embedding(storage))
+    with pytest.raises(WrongDtype, match="takes a list of Feature, not a Feature"):
+        FusedEmbedding(one)
 
 
 def test_features_have_names_of_their_own_and_one_storage(open_storage: OpenStorage) -> None:

@@ -75,8 +75,9 @@ def test_default_keys_are_written_into_bags_that_are_empty_after_pruning() -> No
 
 
 def test_a_default_key_that_is_the_padding_key_cannot_be_written_into_a_bag(storage: PyStorage) -> None:
-    table = embedding(storage, 2, 1, padding_key=0)
+    table = embedding(storage, 2, 1)
     one = FusedEmbedding([Feature("a", table, default_key=0)])
+    table.alter(padding_key=0)
     two = FusedEmbedding([Feature("b", table)])
     outs = [one.lookup({"a": Ragged.from_lists([[1]])}), two.lookup({"b": Ragged.from_lists([[1], [2]])})]
     with pytest.raises(InvalidConfig, match="feature 'a' has the group's padding_key as its default_key"):

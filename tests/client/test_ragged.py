@@ -41,6 +41,11 @@ def from_csr() -> Ragged:
     return Ragged(keys_of(7, 8, 9, 5, 5, 7), keys_of(*OFFSETS), floats_of(0.5, 1, 2, 0, -1, 3))
 
 
+def from_lengths() -> Ragged:
+    lengths: Any = np.diff(OFFSETS).astype(np.int32)
+    return Ragged.from_lengths(keys_of(7, 8, 9, 5, 5, 7), lengths, floats_of(0.5, 1, 2, 0, -1, 3))
+
+
 def from_coo() -> Ragged:
     rows = [(0, 0), (0, 1), (2, 0), (5, 0), (5, 1), (5, 4)]
     return Ragged.from_coo(np.array(rows), keys_of(7, 8, 9, 5, 5, 7), (6, 5), weights=floats_of(0.5, 1, 2, 0, -1, 3))
@@ -57,7 +62,7 @@ def from_lists() -> Ragged:
     return Ragged.from_lists(LISTS, WEIGHTS)
 
 
-@pytest.mark.parametrize("make", [from_csr, from_coo, from_padded, from_lists])
+@pytest.mark.parametrize("make", [from_csr, from_lengths, from_coo, from_padded, from_lists])
 def test_every_constructor_makes_the_same_bags(make: Callable[[], Ragged]) -> None:
     ragged = make()
     assert (bags_of(ragged), weights_of(ragged)) == (LISTS, WEIGHTS)
@@ -93,6 +98,7 @@ def test_unsigned_keys_stay_unsigned(key: int) -> None:
     array = np.array([[key, 3]], np.uint64)
     for ragged in (
         Ragged(array[0], keys_of(0, 2)),
+        Ragged.from_lengths(array[0], keys_of(2)),
         Ragged.from_coo(np.array([[0, 0], [0, 1]]), array[0], [1, 2]),
         Ragged.from_padded(array, padding_key=1),
     ):
@@ -113,6 +119,7 @@ def test_a_padding_key_is_told_by_its_bits(dtype: Any, padding: int) -> None:
     "empty",
     [
         Ragged(keys_of(), keys_of(0)),
+        Ragged.from_lengths(keys_of(), keys_of()),
         Ragged.from_coo(np.empty((0, 2), np.int64), keys_of(), [0, 5]),
         Ragged.from_padded(np.empty((0, 3), np.int64)),
         Ragged.from_lists([]),
@@ -233,6 +240,14 @@ def test_triples_that_are_no_sparse_tensor_are_refused(
         (lambda: Ragged.from_lists([[2**64]]), WrongDtype, "fit neither"),
         (lambda: Ragged.from_lists([[1, 2], [3]], [[1.0], [1.0, 1.0]]), WrongShape, "lists of the same lengths"),
         (lambda: Ragged.from_lists([[1]], [[float("nan")]]), InvalidConfig, r"weights\[0\] is nan"),
+        (lambda: Ragged.from_lists([[1]], [["x"]]), WrongDtype, "weights must be numbers, not 'x'"),  # type: ignore[list-item]
+        (lambda: Ragged.from_lists([1, 2]), WrongDtype, "lists must be a list of lists, .* not of 1"),  # type: ignore[list-item]
+        (lambda: Ragged.from_lists(["ab"]), WrongDtype, "a list of lists, .* not of 'ab'"),  # type: ignore[list-item]
+        (lambda: Ragged.from_lists(7), WrongDtype, "a list of lists, not a int"),  # type: ignore[arg-type]
+        (lambda: Ragged.from_lists([[1]], [1.0]), WrongDtype, "weights must be a list of lists, .* not of 1.0"),  # type: ignore[list-item]
+        (lambda: Ragged.from_lengths(K, [1, 2]), WrongDtype, "lengths must be a numpy array of int64"),  # type: ignore[arg-type]
+        (lambda: Ragged.from_lengths(K, keys_of(1, 1)), WrongShape, "offsets run from 0 to 2, with 3 keys"),
+        (lambda: Ragged.from_lengths(K, keys_of(4, -1)), WrongShape, "lengths has -1: no bag has fewer than 0 keys"),
     ],
 )
 def test_rectangles_and_lists_that_are_no_bags_are_refused(
@@ -240,3 +255,11 @@ def test_rectangles_and_lists_that_are_no_bags_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["keys", "offsets", "weights"])
+def test_a_masked_array_is_refused_as_its_mask_would_be_lost(name: str) -> None:
+    arrays: dict[str, Any] = {"keys": keys_of(1, 2), "offsets": keys_of(0, 2), "weights": floats_of(1, 1)}
+    arrays[name] = np.ma.array(arrays[name], mask=[False, True])
+    with pytest.raises(WrongDtype, match=rf"{name} must be a plain numpy array, not a masked one: .*compressed\(\)"):
+        Ragged(**arrays)

@@ -1,5 +1,7 @@
 """What the modules give, in which mode, and what they refuse."""
 
+import copy
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,48 @@ def test_a_keyed_jagged_tensor_is_a_batch(storage: PyStorage, batch: Any) -> Non
         }
     )
     torch.testing.assert_close(found.pooled, same.pooled)
+
+
+def test_a_keyed_jagged_tensor_whose_features_have_batches_of_their_own_is_refused(storage: PyStorage) -> None:
+    class Uneven(Jagged):
+        def offsets(self) -> Any:
+            return tensor(0, 2, 2, 3, 4, 5)
+
+    class Variable(Jagged):
+        """Two bags of "a" and four of "b"."""
+
+        def variable_stride_per_key(self) -> bool:
+            return True
+
+    module = rockbed.torch.EmbeddingCollection([Feature(name, plain(storage), "sum") for name in "ab"])
+    for batch, bags in ((Uneven(), 5), (Variable(), 6)):
+        with pytest.raises(InvalidConfig, match=f"has {bags} bags for 2 features, not as many for each"):
+            module(batch)
+    assert storage.stats()["rows"] == 0
+
+
+def test_a_collection_says_which_features_it_has_and_fetches_no_others(storage: PyStorage) -> None:
+    module = rockbed.torch.EmbeddingCollection([Feature("a", plain(storage)), Feature("s", plain(storage), None)])
+    out = module({"a": ONE, "s": ONE})
+    assert ["a" in out, "s" in out, "b" in out] == [True, True, False]
+    with pytest.raises(TypeError, match="not iterable"):
+        list(out)
+    assert [each.result() for each in module.prefetch({"a": ONE})] == [(1, 0)]
+    with pytest.raises(UnknownName, match="there is no feature 'typo': the features are 'a', 's'"):
+        module.prefetch({"typo": ONE, "a": ONE})
+
+
+def test_a_copy_of_a_module_has_the_same_rows_and_a_pickle_is_refused(storage: PyStorage) -> None:
+    model = torch.nn.Sequential(rockbed.torch.EmbeddingBag(plain(storage), "sum"), torch.nn.Linear(2, 1))
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    for each in (copy.deepcopy(model), averaged.module):
+        assert each[0].fused.storage is storage
+        each[0](torch.tensor([[1]])).sum().backward()
+    assert (rows(plain(storage), 1) == -2).all()
+    averaged.update_parameters(model)
+    for save in (lambda: torch.save(model, io.BytesIO()), lambda: pickle.dumps(storage), lambda: copy.copy(storage)):
+        with pytest.raises(WrongDtype, match=r"cannot be pickled: .*Open it in the process .*state_dict\(\)"):
+            save()
 
 
 # --- modes ---

@@ -10,8 +10,9 @@ import numpy as np
 
 from rockbed.bags import Bags, check_bags
 from rockbed.client.arrays import checked_flag, checked_floats
+from rockbed.client.embedding import PyEmbedding
 from rockbed.client.feature import Feature
-from rockbed.client.lending import Borrower
+from rockbed.client.lending import Borrower, must_be_in_memory
 from rockbed.client.ragged import Ragged
 from rockbed.client.request_ids import RequestId, checked_request
 from rockbed.device_arrays import shape_of
@@ -194,19 +195,54 @@ class FusedEmbedding:
         """
         return self.storage.ahead.push(self._push(batch, grad_pooled, sequences, request, stream))
 
-    def _bags(self, batch: Batch) -> list[Bags]:
-        """Each feature's share of a batch, with the caller's arrays."""
+    def prefetch(self, batch: Batch) -> tuple[int, int]:
+        """Bring the rows of a batch from disk into memory ahead of its lookup: of each group in one call. Creates none,
+        counts as no lookup, renews no TTL.
+
+        batch: as of `lookup`, of numpy's arrays; features may be missing. Returns how many of the groups' distinct keys
+        have their row in memory then, and how many have no row. Raises what `lookup` raises for the batch, and what
+        PyEmbedding.prefetch raises.
+        """
+        return _fetch(self.keys_by_group(batch))
+
+    def prefetch_async(self, batch: Batch) -> "Future[tuple[int, int]]":
+        """As `prefetch`, in a thread. What the batch lacks is raised at once."""
+        return self.storage.ahead.lookup(_fetch, self.keys_by_group(batch))
+
+    def keys_by_group(self, batch: Batch) -> list[tuple[PyEmbedding, I64]]:
+        """An embedding of each group, and the keys int64[n] that a lookup of the batch may ask it for: default keys
+        too, and none that is pruned as negative. Features may be missing. Raises as `prefetch`."""
+        given = self._given(batch)
+        found: dict[int, tuple[PyEmbedding, list[I64]]] = {}
+        for each in self.features:
+            ragged = given.get(each.name)
+            if ragged is None:
+                continue
+            must_be_in_memory("prefetch", ragged.keys)
+            bags = each.bags(ragged)
+            _, keys = found.setdefault(each.embedding.group, (each.embedding, []))
+            keys.append(bags.keys if bags.negative else bags.keys[bags.keys >= 0])
+            if bags.default_key is not None:
+                keys.append(np.array([bags.default_key], np.int64))
+        return [(embedding, np.concatenate(keys)) for embedding, keys in found.values()]
+
+    def _given(self, batch: Batch) -> dict[str, Ragged]:
+        """The bags that a batch has, by feature."""
         if not isinstance(batch, Mapping):
             raise WrongDtype(f"a batch is a dict of Ragged by feature, not a {type(batch).__name__}")
         unknown = batch.keys() - set(self.names)
         if unknown:
             raise UnknownName(f"there is no feature {_quoted(unknown)}: the features are {_quoted(self.names)}")
-        lacking = [name for name in self.names if name not in batch]
+        return {name: _ragged(name, value) for name, value in batch.items()}
+
+    def _bags(self, batch: Batch) -> list[Bags]:
+        """Each feature's share of a batch, with the caller's arrays."""
+        given = self._given(batch)
+        lacking = [name for name in self.names if name not in given]
         if lacking and self.missing == "error":
             raise InvalidConfig(
                 f"the batch lacks {_quoted(lacking)}: give their bags, or make the FusedEmbedding with missing='empty'"
             )
-        given = {name: _ragged(name, value) for name, value in batch.items()}
         size = len(next(iter(given.values()))) if given else 0
         empty = Ragged(np.empty(0, np.int64), np.zeros(size + 1, np.int64))
         return [each.bags(given.get(each.name, empty)) for each in self.features]
@@ -310,6 +346,11 @@ class FusedEmbedding:
 
     def __repr__(self) -> str:
         return f"FusedEmbedding({', '.join(self.names)}: float32[B, {self.dim}])"
+
+
+def _fetch(wanted: Sequence[tuple[PyEmbedding, I64]]) -> tuple[int, int]:
+    fetched = [embedding.prefetch(keys) for embedding, keys in wanted]
+    return sum(in_memory for in_memory, _ in fetched), sum(absent for _, absent in fetched)
 
 
 def global_steps(features: Iterable[Feature]) -> dict[int, int]:

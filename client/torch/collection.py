@@ -86,16 +86,12 @@ class EmbeddingCollection(RowModule):
         return CollectionOutput(pooled, dict(zip(out.sequences, left, strict=True)), self.fused.columns)
 
     def prefetch(self, batch: Any) -> "list[Future[tuple[int, int]]]":
-        """Bring rows from disk into memory, in threads: see PyEmbedding.prefetch_async. batch: as of a call, on the
-        CPU; features may be missing. Raises UnknownName for one that there is not."""
-        given = _ragged(batch, on_gpu=False)
-        unknown = given.keys() - set(self.fused.names)
-        if unknown:
-            known = ", ".join(map(repr, self.fused.names))
-            raise UnknownName(f"there is no feature {', '.join(map(repr, unknown))}: the features are {known}")
-        return [
-            each.embedding.prefetch_async(given[each.name].keys) for each in self.fused.features if each.name in given
-        ]
+        """Bring rows from disk into memory, in threads: see FusedEmbedding.prefetch; a future for each group.
+
+        batch: as of a call, on the CPU; features may be missing. Raises what FusedEmbedding.prefetch raises.
+        """
+        wanted = self.fused.keys_by_group(_ragged(batch, on_gpu=False))
+        return [embedding.prefetch_async(keys) for embedding, keys in wanted]
 
 
 def _ragged(batch: Any, *, on_gpu: bool) -> dict[str, Ragged]:

@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rockbed import GradientNotFinite, PyStorage, StorageClosed, WrongDtype, WrongShape
+from rockbed import (
+    Feature,
+    FusedEmbedding,
+    GradientNotFinite,
+    PyStorage,
+    Ragged,
+    StorageClosed,
+    UnknownName,
+    WrongDtype,
+    WrongShape,
+)
 from tests.api.helpers import SMALL, OpenStorage, embedding, engine_of, keys_of, ones, push_in_pieces, sgd
 from tests.waiting import until
 
@@ -130,3 +140,42 @@ def test_prefetch_brings_cold_rows_into_memory_and_changes_nothing_else(open_sto
     hits = engine_of(storage).groups[0].counters.disk_hits
     rows.lookup(cold[:3])
     assert engine_of(storage).groups[0].counters.disk_hits == hits
+
+
+def test_rows_of_a_fused_batch_are_fetched_for_each_group_as_its_lookup_will_ask(open_storage: OpenStorage) -> None:
+    storage = open_storage(memory_budget=SMALL)
+    tables = [embedding(storage, 32, group) for group in (1, 2)]
+    for table in tables:
+        push_in_pieces(table, np.arange(-1_500, 1_500))
+    storage.flush()
+    fused = FusedEmbedding(
+        [
+            Feature("a", tables[0], default_key=9),
+            Feature("s", tables[0], None, prune_negative=False),
+            Feature("b", tables[1]),
+            Feature("c", tables[1]),
+        ]
+    )
+    batch: Any = {
+        "a": Ragged.from_lists([[5, -6], [], [7]]),
+        "s": Ragged.from_lists([[5, -8], [90_000], []]),
+        "b": Ragged(np.array([11, 12, 2**64 - 13], np.uint64), keys_of(0, 1, 1, 3)),
+    }
+
+    def in_memory(group: int, *keys: int) -> list[bool]:
+        return [bool(each) for each in storage.get_rows(group, keys_of(*keys)).in_memory]
+
+    wanted = {1: (5, 7, 9, -8), 2: (11, 12, -13)}
+    assert not any(any(in_memory(group, *keys)) for group, keys in wanted.items())
+    before = storage.stats()["rows"]
+    assert fused.prefetch(batch) == (7, 1)
+    assert all(all(in_memory(group, *keys)) for group, keys in wanted.items())
+    assert in_memory(1, -6, 90_000) == [False, False]
+    assert fused.prefetch_async(batch).result() == (7, 1)
+    assert fused.prefetch({}) == (0, 0)
+    assert storage.stats()["rows"] == before
+    for call in (fused.prefetch, fused.prefetch_async):
+        with pytest.raises(UnknownName, match="there is no feature 'typo'"):
+            call({"typo": batch["a"]})
+        with pytest.raises(WrongDtype, match="feature 'a': keys must be a numpy array"):
+            call({"a": ([1], keys_of(0, 1))})  # type: ignore[dict-item]

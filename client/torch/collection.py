@@ -75,8 +75,9 @@ class EmbeddingCollection(RowModule):
     @torch.compiler.disable
     def forward(self, batch: Any) -> CollectionOutput:
         """batch: by the name of the feature (keys, offsets) or (keys, offsets, weights), tensors on the CPU: int64 or
-        uint64[nnz], int64 or int32[B + 1], float32[nnz]. Or a KeyedJaggedTensor of torchrec. On the GPU where the
-        storage keeps its rows they may be, too: the results are there, then, and nothing is copied (docs/torch.md).
+        uint64[nnz], int64 or int32[B + 1], float32[nnz]; or a rockbed.Ragged. Or a KeyedJaggedTensor of torchrec with
+        as many bags for each feature. On the GPU where the storage keeps its rows they may be, too: the results are
+        there, then, and nothing is copied (docs/torch.md).
 
         Modes are as of Embedding. Raises what FusedEmbedding.lookup raises.
         """
@@ -104,9 +105,13 @@ def _ragged(batch: Any, *, on_gpu: bool) -> dict[str, Ragged]:
 
 
 def _bags(name: str, value: Any, on_gpu: bool) -> Ragged:
+    if isinstance(value, Ragged):
+        return value
     if not isinstance(value, tuple | list) or len(value) not in (2, 3):
         sent = f"{len(value)} values" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
-        raise WrongDtype(f"feature {name!r}: its bags are (keys, offsets) or (keys, offsets, weights), not {sent}")
+        raise WrongDtype(
+            f"feature {name!r}: its bags are (keys, offsets), (keys, offsets, weights) or a Ragged, not {sent}"
+        )
     keys, offsets, weights = value if len(value) == 3 else (*value, None)
     where = f"feature {name!r}: "
     must_want_no_gradient(where + "weights", weights)

@@ -20,6 +20,7 @@ from rockbed import (  # noqa: E402
     InvalidConfig,
     PermissionDenied,
     PyStorage,
+    Ragged,
     ReadOnlyStorage,
     StorageClosed,
     UnknownName,
@@ -85,8 +86,13 @@ def test_a_collection_gives_columns_and_sequences_by_name(storage: PyStorage) ->
     np.testing.assert_allclose(out["a"].detach()[0], rows(table, 1, 2).mean(axis=0), rtol=1e-6)
     assert not out["b"].any()
     np.testing.assert_array_equal(out["s"].detach(), rows(other, 4, 5, 6))
+    before = rows(table, 1, 2)
     with pytest.raises(UnknownName, match="there is no feature 'c': the features are 'a', 'b', 's'"):
         out["c"]
+    same = module({"a": Ragged.from_lists([[1, 2], []]), "s": Ragged.from_lists([[4, 5], [6]])})
+    torch.testing.assert_close([same.pooled, same["s"]], [out.pooled, out["s"]])
+    same["a"].sum().backward()
+    np.testing.assert_allclose(rows(table, 1, 2), before - 0.5)
     only = rockbed.torch.EmbeddingCollection([Feature("s", other, None)])({"s": (tensor(4), tensor(0, 1))})
     assert only.pooled.shape == (1, 0)
     only["s"].sum().backward()
@@ -368,7 +374,12 @@ CALLS: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("bag", (tensor(1), tensor(0), torch.ones(1, requires_grad=True)), InvalidConfig, "pass weights.detach"),
     ("all", ({"a": ONE, "c": ONE},), UnknownName, "no feature 'c'"),
     ("all", ({},), InvalidConfig, "the batch lacks 'a'"),
-    ("all", ({"a": tensor(1)},), WrongDtype, r"feature 'a': its bags are \(keys, offsets\) or .*, not a Tensor"),
+    (
+        "all",
+        ({"a": tensor(1)},),
+        WrongDtype,
+        r"feature 'a': its bags are \(keys, offsets\), .* or a Ragged, not a Tensor",
+    ),
     ("all", ({"a": (tensor(1),)},), WrongDtype, "feature 'a': its bags .*, not 1 values"),
     ("all", ({"a": (tensor(1).int(), tensor(0, 1))},), WrongDtype, "feature 'a': keys must be .* int64"),
     ("all", ({"a": (tensor(1), tensor(0, 2))},), WrongShape, "feature 'a': offsets run from 0 to 2"),

@@ -36,13 +36,15 @@ class Segment:
 
     def put(self, message: Parts, room: int) -> SharedMessage:
         """Write a message into it, and say where. room: bytes that the answer may take."""
-        end = HEAD
+        # so that the largest array of it lies where the server can use it
+        before = sum(map(len, message[: max(range(len(message)), key=lambda i: len(message[i]))]))
+        begins = end = HEAD + -(HEAD + before) % _ALIGNED
         with memoryview(self._memory) as view:
             for part in message:
                 begin, end = end, end + len(part)
                 view[begin:end] = part
         room_at = -(-end // _ALIGNED) * _ALIGNED
-        return SharedMessage(self._handle, HEAD, end - HEAD, room_at, room)
+        return SharedMessage(self._handle, begins, end - begins, room_at, room)
 
     def answer(self, place: SharedMessage) -> memoryview:
         """The answer that lies in it. It is given back when no view of that is left."""
@@ -72,7 +74,7 @@ class SharedMemory:
 
         Raises what `share` raises, and OSError where the system has none.
         """
-        wanted = max(_LEAST_BYTES, 1 << (HEAD + size + _ALIGNED - 1).bit_length())  # pages never touched are none
+        wanted = max(_LEAST_BYTES, 1 << (HEAD + size + 2 * _ALIGNED - 1).bit_length())  # pages never touched are none
         with self._lock:
             fitting = self._fitting(wanted)
             if fitting is not None or time.monotonic() < self._rests_until:

@@ -72,8 +72,14 @@ def floats_into(out: F32, data: bytes | memoryview, precision: int, what: str) -
         out[:] = floats_from_bytes(data, n, dim, precision, what)
 
 
-def floats_from_bytes(data: bytes | memoryview, n: int, dim: int, precision: int, what: str) -> F32:
-    """The reverse: float32[n, dim], writable. Raises DimMismatch where the bytes are not as many, InvalidConfig."""
+def floats_from_bytes(
+    data: bytes | memoryview, n: int, dim: int, precision: int, what: str, *, lent: bool = False
+) -> F32:
+    """The reverse: float32[n, dim]. Raises DimMismatch where the bytes are not as many, InvalidConfig.
+
+    lent: it may be where the bytes lie, if they can be written to and are aligned there: whoever else has them may
+    change it. Otherwise nobody else has it.
+    """
     must_be_known(precision)
     if len(data) != n * dim * float_bytes(precision):
         raise DimMismatch(
@@ -81,7 +87,8 @@ def floats_from_bytes(data: bytes | memoryview, n: int, dim: int, precision: int
             f"{float_bytes(precision)} bytes, {n * dim * float_bytes(precision)} bytes in all"
         )
     if precision == FLOAT32:
-        return np.frombuffer(data, "<f4").astype(np.float32).reshape(n, dim)
+        found = np.frombuffer(data, "<f4")
+        return (np.require(found, np.float32, ["A", "W"]) if lent else found.astype(np.float32)).reshape(n, dim)
     if precision == FLOAT16:
         return np.frombuffer(data, "<f2").astype(np.float32).reshape(n, dim)
     return (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(n, dim)

@@ -8,7 +8,7 @@ import numpy as np
 
 from rockbed.addresses import address_of
 from rockbed.storage.hot import HotTable
-from rockbed.types import I32, I64, U8
+from rockbed.types import I64, U8
 
 
 @dataclass(slots=True)
@@ -21,8 +21,6 @@ class Numbered:
 
     firsts: list[int]
     words: list[int]
-    first: I64
-    inverse: I32
     rows: I64
     keys: I64
     fresh: U8
@@ -34,9 +32,8 @@ class Numbered:
         firsts = list(accumulate(sizes, initial=0))
         words = list(accumulate((-(-size // 8) for size in sizes), initial=0))
         n = firsts[-1]
-        first, rows, keys = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
-        fresh = np.zeros(8 * words[-1], np.uint8)
-        return cls(firsts, words, first, np.empty(n, np.int32), rows, keys, fresh, np.empty(len(sizes), np.int64))
+        fresh, counts = np.zeros(8 * words[-1], np.uint8), np.empty(len(sizes), np.int64)
+        return cls(firsts, words, np.empty(n, np.int64), np.empty(n, np.int64), fresh, counts)
 
     def share(self, i: int, table: HotTable, rows: I64, keys: int) -> tuple[int, ...]:
         """What batch_kernels.SHARE says of share i. rows: of each position; keys: the address of theirs."""

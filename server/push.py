@@ -10,9 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from rockbed.addresses import address_of
 from rockbed.errors import DimMismatch, GradientNotFinite, InvalidConfig
-from rockbed.parallel import GRAIN, in_parts, in_runs, spread
+from rockbed.parallel import GRAIN, spread
 from rockbed.requests import STEP_MAX, Gradients
 from rockbed.server import summing, updates
 from rockbed.server.bag_gradients import BagGradients, BagSums
@@ -20,7 +19,7 @@ from rockbed.server.feature_gradients import FeatureGradients
 from rockbed.server.fetched import Fetched
 from rockbed.server.group import Group
 from rockbed.server.seen import Seen
-from rockbed.storage import batch_kernels, gradient_kernels
+from rockbed.storage import gradient_kernels
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.entries import BagSection, Section
 from rockbed.types import F32, I64, U8
@@ -37,7 +36,7 @@ Share = Gradients | BagGradients
 def validated(parts: "Sequence[tuple[Group, Share | FeatureGradients]]") -> list[int]:
     """For each share of a push the global step to apply it with, or -1 where rows count their own.
 
-    Raises DimMismatch, InvalidConfig (step), GradientNotFinite; the gradients of bags are looked at in `combine_all`.
+    Raises DimMismatch, InvalidConfig (step), GradientNotFinite; not all gradients are looked at before `combine_all`.
     """
     for group, given in parts:
         dim = group.config.dim
@@ -53,9 +52,7 @@ def validated(parts: "Sequence[tuple[Group, Share | FeatureGradients]]") -> list
                 f"group {group.number} stores rows of dim {dim}, the gradients are of dim {given.dim}: the group was "
                 "dropped and made anew meanwhile; open it again"
             )
-    by_key = [(group, given) for group, given in parts if isinstance(given, Gradients)]
-    if not _are_finite([given.grads for _, given in by_key]):
-        for group, given in by_key:
+        if isinstance(given, Gradients) and not is_summed_in_memory(group):  # those are looked at there
             problem = _not_finite(group, given.keys, given.grads)
             if problem is not None:
                 with group.lock:
@@ -102,29 +99,17 @@ def _not_finite(group: Group, keys: I64, grads: F32) -> GradientNotFinite | None
 
 
 def not_finite_rows(grads: F32) -> I64:
-    """The rows of float32[n, dim] that hold NaN or Inf: int64[m]."""
-    if _are_finite([grads]):
-        return np.empty(0, np.int64)
+    """The rows of float32[n, dim], C-contiguous, that hold NaN or Inf: int64[m]."""
+    bits = grads.view(np.int32)
+    if gradient_kernels.all_finite(bits.reshape(-1)):
+        return _NONE
     found = np.empty(grads.shape[0], np.int64)
-    return found[: gradient_kernels.not_finite(grads.view(np.int32), found)]
+    return found[: gradient_kernels.not_finite(bits, found)]
 
 
-def _are_finite(arrays: Sequence[F32]) -> bool:
-    """Whether all of float32[n, dim] arrays, C-contiguous, is finite. Much faster than to find out which is not."""
-    pieces: list[tuple[int, int]] = []
-    begins: list[int] = []
-    total = 0
-    for grads in arrays:
-        address, (n, dim) = address_of(grads), grads.shape
-        for low in range(0, n, GRAIN):
-            pieces.append((address + 4 * dim * low, dim * min(GRAIN, n - low)))
-            begins.append(total + low)
-        total += n
-    if not pieces:
-        return True
-    work, finite = np.array(pieces), np.empty(len(pieces), np.bool_)
-    in_runs(begins, total, lambda start, end: batch_kernels.are_finite(work, start, end, finite))
-    return all(finite.tolist())
+def is_summed_in_memory(group: Group) -> bool:
+    """Whether the gradients of a key are added up, and that on the CPU: only their sums are used again."""
+    return group.config.duplicates != "sequential" and group.tier is None
 
 
 @dataclass(slots=True)
@@ -145,12 +130,12 @@ class Prepared:
     fresh: U8 | None = None  # of the rows, as of entries.Section, where it is known
 
     def combine(self, given: Share) -> None:
-        """`combine_all` for what has no part in `summing`. With the lock held, if need be by a thread that waits for
+        """`combine_all` for gradients that are not summed. With the lock held, if need be by a thread that waits for
         this one. Raises GradientNotFinite."""
         if isinstance(given, BagGradients):
             combined = _bags_in_turn(self.group, given, self.rows)
         else:
-            combined = _combine(self.group, given, self.rows)
+            combined = _in_turn(self.group, given.keys, self.rows, given.grads, owned=given.owned)
         self.rows, self.keys, self.grads = combined
 
     def section(self) -> Section | BagSection:
@@ -261,51 +246,30 @@ def _place(group: Group, keys: I64, rows: I64, ahead: Fetched, left: int, now_ms
 def combine_all(parts: Sequence[tuple[Prepared, Share]]) -> None:
     """Bring the gradients of each row together. With the locks of all groups held. Raises GradientNotFinite."""
     bags: list[tuple[Prepared, BagGradients]] = []
-    small: list[tuple[Prepared, Share]] = []  # with a gradient for each key, and not worth more than one thread
-    rest: list[tuple[Prepared, Share]] = []
+    by_key: list[tuple[Prepared, Share]] = []  # with a gradient for each key
+    in_turn: list[tuple[Prepared, Share]] = []
     for mine, given in parts:
         if mine.sequential:
-            rest.append((mine, given))
+            in_turn.append((mine, given))
+        # of many bags the sums are worth more than one thread
         elif isinstance(given, BagGradients) and not (given.alone and given.keys.size < GRAIN):
             bags.append((mine, given))
-        elif given.keys.size < GRAIN:
-            small.append((mine, given))
         else:
-            rest.append((mine, given))
-    if len(small) == 1 and isinstance(small[0][1], Gradients):  # needs no call of many, and perhaps no copy
-        rest += small
-        small.clear()
-    _take([mine for mine, _ in bags], summing.bags_by_row([(mine.group.table, mine.rows, of) for mine, of in bags]))
-    _take([mine for mine, _ in small], summing.by_row([(mine.group.table, mine.rows, of) for mine, of in small]))
-    spread([(given.keys.size, partial(mine.combine, given)) for mine, given in rest])
+            by_key.append((mine, given))
+    _take(bags, summing.bags_by_row([(mine.group.table, mine.rows, of) for mine, of in bags]))
+    _take(by_key, summing.by_row([(mine.group.table, mine.rows, of) for mine, of in by_key]))
+    spread([(given.keys.size, partial(mine.combine, given)) for mine, given in in_turn])
 
 
-def _take(parts: Sequence[Prepared], found: Sequence[summing.Summed]) -> None:
-    for mine, of in zip(parts, found, strict=True):
+def _take(parts: Sequence[tuple[Prepared, Share]], found: Sequence[summing.Summed]) -> None:
+    for (mine, given), of in zip(parts, found, strict=True):
         mine.rows, mine.keys, mine.grads, mine.fresh = of.rows, of.keys, of.grads, of.fresh
-        if not (of.finite or isinstance(of.grads, BagSums)):
-            mine.rows, mine.keys, mine.grads = _summed(mine.group, of.rows, of.keys, of.grads, finite=False)
-            mine.fresh = None  # of fewer rows, perhaps
-
-
-def _combine(group: Group, given: Gradients, rows: I64) -> _Combined:
-    if group.config.duplicates == "sequential":
-        return _in_turn(group, given.keys, rows, given.grads, owned=given.owned)
-    first, inverse = np.empty(rows.size, np.int64), np.empty(rows.size, np.int64)
-    count = k.distinct(rows, group.table.mark, first, inverse)
-    if count == rows.size:
-        # the caller's arrays: what the journal hashed must be what it writes, whatever becomes of them meanwhile
-        keys, grads = (given.keys, given.grads) if given.owned else (given.keys.copy(), given.grads.copy())
-        return _summed(group, rows, keys, grads, finite=True)
-    sums = np.empty((count, group.config.dim), np.float32)
-    finite: list[bool] = []
-    # each part looks at all positions
-    in_parts(
-        count,
-        lambda part: finite.append(gradient_kernels.sum_by(given.grads, inverse, first, part.start, part.stop, sums)),
-        fine=False,
-    )
-    return _summed(group, rows[first[:count]], given.keys[first[:count]], sums, finite=all(finite))
+        if of.finite or isinstance(of.grads, BagSums):
+            continue
+        if isinstance(given, Gradients):
+            must_be_finite(mine.group, given.keys, given.grads)
+        mine.rows, mine.keys, mine.grads = _finite(mine.group, of.rows, of.keys, of.grads)
+        mine.fresh = None  # of fewer rows, perhaps
 
 
 def _bags_in_turn(group: Group, given: BagGradients, rows: I64) -> _Combined:
@@ -327,15 +291,12 @@ def _in_turn(group: Group, keys: I64, rows: I64, grads: F32, *, owned: bool) -> 
     return rows, keys, grads
 
 
-def _summed(group: Group, rows: I64, keys: I64, grads: F32, *, finite: bool) -> _Combined:
-    # finite: whether what was added up surely is
-    if not finite:
-        must_be_finite(group, keys, grads)  # finite gradients can have an infinite sum
-    if group.config.not_finite == "skip_row":
-        bad = not_finite_rows(grads)
-        if bad.size:
-            group.counters.skipped_not_finite += bad.size
-            good = np.ones(rows.size, np.bool_)
-            good[bad] = False
-            rows, keys, grads = rows[good], keys[good], grads[good]
-    return rows, keys, grads
+def _finite(group: Group, rows: I64, keys: I64, sums: F32) -> tuple[I64, I64, F32]:
+    must_be_finite(group, keys, sums)  # finite gradients can have an infinite sum
+    bad = not_finite_rows(sums)  # the group leaves them out
+    if not bad.size:
+        return rows, keys, sums
+    group.counters.skipped_not_finite += bad.size
+    good = np.ones(rows.size, np.bool_)
+    good[bad] = False
+    return rows[good], keys[good], sums[good]

@@ -19,6 +19,7 @@ from rockbed.requests import Gradients
 from rockbed.requests import Lookup as Asked
 from rockbed.server.access import Principal, Role
 from rockbed.server.limits import Limits
+from rockbed.server.push import is_summed_in_memory
 from rockbed.server.service_access import Access
 from rockbed.server.service_adaptive import AdaptiveService
 from rockbed.server.service_errors import answered
@@ -157,12 +158,13 @@ class EmbeddingService:
 
     def _share(self, share: Any) -> Gradients:
         keys = keys_from_bytes(share.keys)
-        dim = self._serving.engine.group(share.group, share.generation).config.dim
-        grads = floats_from_bytes(
-            share.gradients, keys.size, dim, share.precision, f"the gradients of group {share.group}"
-        )
+        group = self._serving.engine.group(share.group, share.generation)
+        # what is summed may lie where the client could change it: of a gradient only the sum is used again
+        lent = is_summed_in_memory(group)
+        what = f"the gradients of group {share.group}"
+        grads = floats_from_bytes(share.gradients, keys.size, group.config.dim, share.precision, what, lent=lent)
         step = share.global_step or None
-        return Gradients(share.group, keys, grads, step, owned=True, generation=share.generation)
+        return Gradients(share.group, keys, grads, step, owned=not lent, generation=share.generation)
 
     def _keys(self, data: bytes | memoryview) -> I64:
         must_fit(len(data) // 8, self._limits)

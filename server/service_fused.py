@@ -146,4 +146,5 @@ def _floats(data: Buffer, shape: Shape, precision: int, what: str) -> F32:
             f"{what} are {len(data)} bytes: send [{shape[0]}, {shape[1]}] floats of {float_bytes(precision)} bytes, "
             f"{size} bytes in all"
         )
-    return floats_from_bytes(data, *shape, precision, what)
+    # of gradients that a client may change meanwhile only sums and copies are used again
+    return floats_from_bytes(data, *shape, precision, what, lent=True)

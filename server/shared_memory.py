@@ -140,7 +140,7 @@ class SharedMemory:
 
 
 def request_in(view: memoryview, place: SharedMessage) -> memoryview:
-    """The request that lies in a view. A client may change it meanwhile: read each byte of it once."""
+    """The request that lies in a view. A client may change it meanwhile: copy what must stay as it is."""
     return view[place.at : place.at + place.size]
 
 

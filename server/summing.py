@@ -27,7 +27,8 @@ KeyShare = tuple[HotTable, I64, Gradients | BagGradients]
 @dataclass(slots=True)
 class Summed:
     """rows, keys: int64[m], the distinct rows of a share, and their keys; fresh: of those, as of entries.Section;
-    grads: float32[m, dim], or to be summed when they are used. finite: whether all of them surely are."""
+    grads: float32[m, dim], or to be summed when they are used. finite: whether all of them surely are, and what was
+    given for positions that have no row."""
 
     rows: I64
     keys: I64
@@ -39,7 +40,6 @@ class Summed:
 def by_row(shares: Sequence[KeyShare]) -> list[Summed]:
     """Sum the gradients of each row, those of a share by one thread. With the groups' locks held."""
     of = Numbered.of([rows.size for _, rows, _ in shares])
-    n, firsts = of.firsts[-1], of.firsts[:-1]
     sources = [_source(given) for _, _, given in shares]
     dims = [source[-1] for source in sources]
     floats = list(accumulate((rows.size * dim for (_, rows, _), dim in zip(shares, dims, strict=True)), initial=0))
@@ -49,8 +49,8 @@ def by_row(shares: Sequence[KeyShare]) -> list[Summed]:
     for i, ((table, rows, given), source, at) in enumerate(zip(shares, sources, floats, strict=False)):
         keys = given.addresses.keys if isinstance(given, BagGradients) else address_of(given.keys)
         work.append((*source, begin + 4 * at, *of.share(i, table, rows, keys)))
-    todo, results = np.array(work, k.GRADIENTS), (of.first, of.inverse, of.rows, of.keys, of.fresh, of.counts, finite)
-    in_runs(firsts, n, lambda start, end: k.sum_gradients(todo, start, end, *results))
+    todo, results = np.array(work, k.GRADIENTS), (of.rows, of.keys, of.fresh, of.counts, finite)
+    in_runs(of.firsts[:-1], of.firsts[-1], lambda start, end: k.sum_gradients(todo, start, end, *results))
     found = []
     for i, (count, is_finite) in enumerate(zip(of.counts.tolist(), finite.tolist(), strict=True)):
         mine = sums[floats[i] : floats[i] + count * dims[i]].reshape(count, dims[i])
@@ -70,25 +70,25 @@ def bags_by_row(shares: Sequence[BagShare]) -> list[Summed]:
     sums. With the groups' locks held."""
     of = Numbered.of([rows.size for _, rows, _ in shares])
     n, firsts = of.firsts[-1], of.firsts[:-1]
-    order, starts = np.empty(n, np.int32), np.zeros(n + len(shares), np.int64)
+    first, inverse, order = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.int32)
+    starts = np.zeros(n + len(shares), np.int64)
     work = np.array(
         [of.share(i, table, rows, given.addresses.keys) for i, (table, rows, given) in enumerate(shares)], k.SHARE
     )
-    results = of.first, of.inverse, order, starts, of.rows, of.keys, of.fresh, of.counts
+    results = first, inverse, order, starts, of.rows, of.keys, of.fresh, of.counts
     in_runs(firsts, n, lambda start, end: k.number_rows(work, start, end, *results))
     counts = of.counts.tolist()
     later: dict[int, BagSums] = {}
     for i, ((_, _, given), low, end, count) in enumerate(zip(shares, firsts, of.firsts[1:], counts, strict=True)):
         if given.are_fewer_than(count):
-            inverse, positions = of.inverse[low:end], order[low:end]
             sums = BagSums(
-                inverse,
+                inverse[low:end],
                 given.bag,
                 given.sizes,
                 given.weights,
                 given.grads,
                 given.limits,
-                positions,
+                order[low:end],
                 starts[low + i : low + i + count + 1],
             )
             kept = sums.for_journal()

@@ -1,12 +1,10 @@
 """Loops over the features or groups of a batch: one call, where a call for each would take longer than its work."""
 
-from typing import Any
-
 import numpy as np
 
 from rockbed.addresses import bytes_at, float_rows_at, floats_at, int32_at, integer_rows_at, integers_at
-from rockbed.kernels import inlined, kernel, prefetch
-from rockbed.storage.bag_kernels import by_number, place_bags, pool, pool_rows, sum_alone, sum_bags
+from rockbed.kernels import kernel, prefetch
+from rockbed.storage.bag_kernels import by_number, place_bags, pool, pool_rows, sum_bags, sum_by_row
 from rockbed.storage.gradient_kernels import all_finite
 from rockbed.storage.hot_kernels import distinct, fresh_rows, gather
 from rockbed.storage.index import find
@@ -107,7 +105,7 @@ SHARE = np.dtype([(name, np.int64) for name in _SHARE])
 flags, and where the positions begin among those of all groups, and what is said of its rows."""
 
 GRADIENTS = np.dtype([(name, np.int64) for name in ("values", "size", "at", "placed", "dim", "out", *_SHARE)])
-"""The same, with a gradient for each position: source and at as of bag_kernels.sum_alone, and their sizes; and where
+"""The same, with a gradient for each position: source and at as of bag_kernels.sum_by_row, and their sizes; and where
 the sums go, room for as many. A record that began as SHARE would be taken for one by numba, with a warning."""
 
 BLOCK = np.dtype(
@@ -165,56 +163,41 @@ def number_rows(
     for s in range(start, end):
         share = shares[s]
         low, high = share.first, share.first + share.count
-        count = _take_distinct(share, first, inverse, rows, keys, fresh)
+        given, given_keys = integers_at(share.rows, share.count), integers_at(share.keys, share.count)
+        count = distinct(given, int32_at(share.mark, share.capacity), first[low:high], inverse[low:high])
+        for u in range(low, low + count):
+            rows[u] = given[first[u]]
+            keys[u] = given_keys[first[u]]
+        fresh_rows(bytes_at(share.flags, share.capacity), rows[low : low + count], fresh[share.fresh :])
         by_number(inverse[low:high], starts[low + s : low + s + count + 1], order[low:high])
         counts[s] = count
 
 
-@inlined
-def _take_distinct(share: Any, first: I64, inverse: I32, rows: I64, keys: I64, fresh: U8) -> Any:
-    low, high = share.first, share.first + share.count
-    given, given_keys = integers_at(share.rows, share.count), integers_at(share.keys, share.count)
-    count = distinct(given, int32_at(share.mark, share.capacity), first[low:high], inverse[low:high])
-    for u in range(low, low + count):
-        rows[u] = given[first[u]]
-        keys[u] = given_keys[first[u]]
-    fresh_rows(bytes_at(share.flags, share.capacity), rows[low : low + count], fresh[share.fresh :])
-    return count
-
-
 @kernel
 def sum_gradients(
-    shares: AnyArray,
-    start: int,
-    end: int,
-    first: I64,
-    inverse: I32,
-    rows: I64,
-    keys: I64,
-    fresh: U8,
-    counts: I64,
-    finite: Bool,
+    shares: AnyArray, start: int, end: int, rows: I64, keys: I64, fresh: U8, counts: I64, finite: Bool
 ) -> None:
     """Sum the gradients of each row of the shares start..end - 1 to where each of them says, float32[counts[s], dim].
 
-    shares: GRADIENTS[n]; the others as of `number_rows`. finite[s] = whether all sums of a share are.
+    shares: GRADIENTS[n]; the others as of `number_rows`. finite[s] = whether all sums of a share are, and the gradients
+    of positions that have no row.
     """
     for s in range(start, end):
         share = shares[s]
         low, high = share.first, share.first + share.count
-        count = _take_distinct(share, first, inverse, rows, keys, fresh)
-        values, at = floats_at(share.values, share.size), integers_at(share.at, share.placed)
-        sum_alone(values, at, inverse[low:high], first[low:high], float_rows_at(share.out, count, share.dim))
-        finite[s] = all_finite(int32_at(share.out, count * share.dim))
+        count, others = sum_by_row(
+            floats_at(share.values, share.size),
+            integers_at(share.at, share.placed),
+            integers_at(share.rows, share.count),
+            integers_at(share.keys, share.count),
+            int32_at(share.mark, share.capacity),
+            rows[low:high],
+            keys[low:high],
+            float_rows_at(share.out, share.count, share.dim),
+        )
+        fresh_rows(bytes_at(share.flags, share.capacity), rows[low : low + count], fresh[share.fresh :])
+        finite[s] = others and all_finite(int32_at(share.out, count * share.dim))
         counts[s] = count
-
-
-@kernel
-def are_finite(pieces: I64, start: int, end: int, finite: Bool) -> None:
-    """finite[p] = whether all of the float32[n] at an address are, for the pieces start..end - 1. pieces: int64[m, 2],
-    the address and n of each."""
-    for p in range(start, end):
-        finite[p] = all_finite(int32_at(pieces[p, 0], pieces[p, 1]))
 
 
 @kernel

@@ -8,29 +8,6 @@ from rockbed.types import F32, I32, I64, U8
 
 
 @kernel
-def sum_by(grads: F32, inverse: I64, first: I64, low: int, high: int, sums: F32) -> bool:
-    """sums[u] = sum of grads[i] over inverse[i] == u, added in order of appearance, for low <= u < high.
-
-    sums: float32[count, dim]. Returns whether what was added up is finite; gradients that stand alone are not looked
-    at.
-    """
-    dim = grads.shape[1]
-    finite = True
-    for i in range(grads.shape[0]):
-        u = inverse[i]
-        if u < low or u >= high:
-            continue
-        if first[u] == i:
-            for j in range(dim):
-                sums[u, j] = grads[i, j]
-        else:
-            for j in range(dim):
-                sums[u, j] += grads[i, j]
-                finite &= np.isfinite(sums[u, j])
-    return finite
-
-
-@kernel
 def occurrence(inverse: I64, count: int, rank: I64) -> None:
     """rank[i] = how many earlier positions have the same number. inverse: int64[n], 0 to count - 1."""
     seen = np.zeros(count, np.int64)

@@ -84,6 +84,13 @@ def touch_time(header: I64, flags: U8, rows: I64, now_ms: int) -> None:
             flags[r] |= DIRTY
 
 
+@inlined
+def prefetch_mark(mark: I32, rows: I64, i: int) -> None:
+    """Ask for the mark of a row some positions after i."""
+    if i + _AHEAD < rows.shape[0] and rows[i + _AHEAD] >= 0:
+        prefetch(mark, rows[i + _AHEAD] * _MARK_BYTES)
+
+
 @kernel
 def distinct(rows: I64, mark: I32, first: I64, inverse: I32 | I64) -> int:
     """Number the distinct rows in order of appearance.
@@ -94,8 +101,7 @@ def distinct(rows: I64, mark: I32, first: I64, inverse: I32 | I64) -> int:
     n = rows.shape[0]
     count = 0
     for i in range(n):
-        if i + _AHEAD < n and rows[i + _AHEAD] >= 0:
-            prefetch(mark, rows[i + _AHEAD] * _MARK_BYTES)
+        prefetch_mark(mark, rows, i)
         r = rows[i]
         if r < 0:
             inverse[i] = -1

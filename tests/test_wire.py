@@ -62,6 +62,22 @@ def test_bfloat16_rounds_ties_to_even() -> None:
     assert [hex(bits) for bits in got.tolist()] == ["0x3f800000", "0x3f820000", "0x3f810000"]
 
 
+def test_floats_are_lent_where_they_can_be_used_as_they_lie() -> None:
+    memory = bytearray(np.arange(10, dtype=np.float32).tobytes())
+    data = memoryview(memory)
+    there = floats_from_bytes(data[8:32], 3, 2, FLOAT32, "values", lent=True)
+    assert np.shares_memory(there, np.frombuffer(memory, np.uint8))
+    for got, at in (
+        (floats_from_bytes(data[8:32], 3, 2, FLOAT32, "values"), 8),
+        (floats_from_bytes(data[8:32].toreadonly(), 3, 2, FLOAT32, "values", lent=True), 8),
+        (floats_from_bytes(data[9:33], 3, 2, FLOAT32, "values", lent=True), 9),
+    ):
+        assert got.tobytes() == bytes(data[at : at + 24])
+        assert got.flags.writeable
+        assert got.flags.aligned
+        assert not np.shares_memory(got, np.frombuffer(memory, np.uint8))
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(DimMismatch, match=r"the gradients are 20 bytes for 3 keys of dim 2: .*24 bytes in all"):
         floats_from_bytes(bytes(20), 3, 2, FLOAT32, "the gradients")

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ from rockbed.server.engine import Engine
 from rockbed.server.limits import Limits
 from rockbed.server.shared_memory import SharedMemory, is_here
 from rockbed.shared_messages import HEAD, SharedMessage, read_shared_message, shared_message
+from rockbed.storage.journal import Journal
 from rockbed.types import F32, I64
 from rockbed.v1 import embedding_pb2 as pb
 from rockbed.v1 import embedding_pb2_grpc
@@ -140,6 +142,44 @@ def test_large_messages_lie_in_memory_and_say_what_travelling_ones_say(
     assert server.daemon is not None
     assert server.daemon._memory.nbytes() == segments(shares).nbytes == 4 * MIB  # one piece, again and again
     assert segments(sends) is None
+
+
+@pytest.mark.parametrize("duplicates", ["sum", "sequential"])
+@pytest.mark.parametrize("how", ["by key", "a bag each", "bags"])
+def test_what_a_client_changes_during_a_push_spoils_neither_rows_nor_journal(
+    server: Server, connect: Connect, lay: list[int], monkeypatch: pytest.MonkeyPatch, how: str, duplicates: str
+) -> None:
+    storage = connect(server.start())
+    rows = embedding(storage, optimizer=sgd(1.0), duplicates=duplicates)
+    fused = FusedEmbedding([Feature("a", rows, "sum")])
+    append, spoils = Journal.append, True
+
+    def spoil() -> None:
+        for segment in segments(storage)._all if spoils else ():
+            segment._memory[HEAD:] = b"\xff" * (segment.size - HEAD)  # NaN
+
+    def spoiled(journal: Journal, kind: int, time_ms: int, parts: Any) -> int:
+        spoil()
+        return append(journal, kind, time_ms, parts)
+
+    monkeypatch.setattr(Journal, "append", spoiled)
+    if how == "by key" and duplicates == "sequential":  # these are looked at before anything else is done with them
+        monkeypatch.setattr(Engine, "wait_for_journal_room", lambda engine: spoil())
+    keys, step = np.arange(40_000), 4 if how == "bags" else 1
+    grads = np.random.default_rng(1).standard_normal((keys.size // step, 4)).astype(np.float32)
+    if how == "by key":
+        rows.apply_gradients(keys, grads)
+    else:
+        fused.apply_gradients({"a": Ragged(keys, np.arange(0, keys.size + 1, step))}, grads)
+    spoils = False
+    assert len(lay) == 1
+    wanted = -np.repeat(grads, step, axis=0)
+    np.testing.assert_array_equal(rows.lookup(keys), wanted)
+    server.stop()
+    copy = shutil.copytree(server.folder / "store", server.folder / "copy")  # as a crash would leave it
+    with PyStorage(str(copy)) as reopened:
+        rows = embedding(reopened, optimizer=sgd(1.0), duplicates=duplicates)
+        np.testing.assert_array_equal(rows.lookup(keys), wanted)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])

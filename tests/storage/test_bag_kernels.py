@@ -174,18 +174,26 @@ def test_gradients_go_back_to_the_rows(
 @pytest.mark.parametrize("placed", [False, True])
 @pytest.mark.parametrize(("positions", "floats"), [(40, 400), (300, 300_000)])
 def test_gradients_of_bags_of_one_position_go_back_to_the_rows(placed: bool, positions: int, floats: int) -> None:
-    rng, dim, numbers = np.random.default_rng(4), 5, 30
-    inverse = rng.integers(-1, numbers, positions).astype(np.int32)
-    inverse[:numbers] = np.arange(numbers)  # every number has a position
-    first = np.array([np.flatnonzero(inverse == u)[0] for u in range(numbers)])
+    rng, dim = np.random.default_rng(4), 5
+    given = rng.integers(-1, 30, positions)  # the row of each position
+    given[3] = -1
     values = rng.standard_normal(floats).astype(np.float32)
     at = rng.integers(0, floats - dim, positions) if placed else np.arange(positions) * dim
-    wanted = np.zeros((numbers, dim))
-    for i in np.flatnonzero(inverse >= 0):
-        wanted[inverse[i]] += values[at[i] : at[i] + dim].astype(np.float64)
-    sums: F32 = np.empty((numbers, dim), np.float32)
-    k.sum_alone(values, at if placed else NO_KEYS, inverse, first, sums)
-    np.testing.assert_allclose(sums, wanted, rtol=1e-5, atol=1e-5)  # float32 sums
+    mark, rows, keys = np.zeros(30, np.int32), np.empty(positions, np.int64), np.empty(positions, np.int64)
+    sums: F32 = np.empty((positions, dim), np.float32)
+    args = at if placed else NO_KEYS, given, given + 1000, mark, rows, keys, sums
+    count, finite = k.sum_by_row(values, *args)
+    distinct, first = np.unique(given, return_index=True)
+    distinct = distinct[np.argsort(first)]  # in order of appearance
+    distinct = distinct[distinct >= 0]
+    assert (rows[:count].tolist(), keys[:count].tolist()) == (distinct.tolist(), (distinct + 1000).tolist())
+    assert finite
+    assert not mark.any()
+    for u, row in enumerate(distinct):
+        gradients = [values[at[i] : at[i] + dim].astype(np.float64) for i in np.flatnonzero(given == row)]
+        np.testing.assert_allclose(sums[u], sum(gradients), rtol=1e-5, atol=1e-5)  # float32 sums
+    values[at[3] + dim - 1] = np.nan
+    assert not k.sum_by_row(values, *args)[1]
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1], [], [0, 2, 1], [1, 3]])

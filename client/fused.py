@@ -12,71 +12,16 @@ from rockbed.bags import Bags, check_bags
 from rockbed.client.arrays import checked_flag, checked_floats
 from rockbed.client.embedding import PyEmbedding
 from rockbed.client.feature import Feature
+from rockbed.client.fused_output import FusedOutput, quoted
 from rockbed.client.lending import Borrower, must_be_in_memory
 from rockbed.client.ragged import Ragged
 from rockbed.client.request_ids import RequestId, checked_request
 from rockbed.device_arrays import shape_of
 from rockbed.errors import InvalidConfig, RockbedError, UnknownHandle, UnknownName, WrongDtype
-from rockbed.types import F32, I64, U64, AnyArray
+from rockbed.types import F32, I64, U64
 
 Batch = Mapping[str, Ragged | tuple[I64 | U64, I64] | tuple[I64 | U64, I64, F32 | None]]
 """By the name of the feature: its bags, as a Ragged or as the arguments of one."""
-
-
-class FusedOutput:
-    """What a fused lookup found.
-
-    pooled: float32[B, D], what features with a combiner gave, side by side in their order; np.asarray(out) is it.
-    sequences: by name, float32[nnz, dim], a row for each key of a feature without a combiner. Of a batch with arrays of
-    a GPU they are there, too (CuPy's; for others by `__dlpack__` and `__cuda_array_interface__`).
-    out[name]: a feature's columns of `pooled`, float32[B, dim], as a view, or its sequence.
-    fused: the FusedEmbedding that was asked. batch: what it was asked for, by feature in their order; an output holds
-    on to the arrays of the batch, for `apply_gradients`.
-    """
-
-    __slots__ = ("_handle", "batch", "fused", "pooled", "sequences")
-
-    def __init__(
-        self,
-        fused: "FusedEmbedding",
-        batch: Sequence[Bags],
-        pooled: F32,
-        sequences: dict[str, F32],
-        handle: bytes | None,
-    ) -> None:
-        self.pooled = pooled
-        self.sequences = sequences
-        self.fused = fused
-        self.batch = batch
-        self._handle = handle
-
-    @property
-    def kept(self) -> bool:
-        """Whether the batch was kept for a push, by the server or in this process."""
-        return self._handle is not None
-
-    def __getitem__(self, name: str) -> F32:
-        if name in self.sequences:
-            return self.sequences[name]
-        if name not in self.fused.columns:
-            raise UnknownName(f"there is no feature {name!r}: the features are {_quoted(self.fused.names)}")
-        return self.pooled[:, self.fused.columns[name]]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
-        return np.array(self.pooled, dtype, copy=copy)
-
-    __iter__ = None  # it has names, and its rows are those of `pooled`
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.sequences or name in self.fused.columns
-
-    def __len__(self) -> int:
-        return len(self.pooled)
-
-    def __repr__(self) -> str:
-        sequences = "".join(f", {name}: float32{list(rows.shape)}" for name, rows in self.sequences.items())
-        kept = ", kept" if self.kept else ""
-        return f"FusedOutput(pooled: float32{list(self.pooled.shape)}{sequences}{kept})"
 
 
 class FusedEmbedding:
@@ -110,14 +55,14 @@ class FusedEmbedding:
             problems.append("there are no features: give one at least")
         twice = [name for name, count in Counter(each.name for each in self.features).items() if count > 1]
         if twice:
-            problems.append(f"several features are called {_quoted(twice)}: each has a name of its own")
+            problems.append(f"several features are called {quoted(twice)}: each has a name of its own")
         others = [
             each.name for each in self.features if each.embedding.storage is not self.features[0].embedding.storage
         ]
         if others:
             first = self.features[0].name
             problems.append(
-                f"features {_quoted(others)} have another storage than {first!r}: one call goes to one storage"
+                f"features {quoted(others)} have another storage than {first!r}: one call goes to one storage"
             )
         if missing not in ("error", "empty"):
             problems.append(f"missing is {missing!r}, not one of 'error', 'empty'")
@@ -232,7 +177,7 @@ class FusedEmbedding:
             raise WrongDtype(f"a batch is a dict of Ragged by feature, not a {type(batch).__name__}")
         unknown = batch.keys() - set(self.names)
         if unknown:
-            raise UnknownName(f"there is no feature {_quoted(unknown)}: the features are {_quoted(self.names)}")
+            raise UnknownName(f"there is no feature {quoted(unknown)}: the features are {quoted(self.names)}")
         return {name: _ragged(name, value) for name, value in batch.items()}
 
     def _bags(self, batch: Batch) -> list[Bags]:
@@ -241,7 +186,7 @@ class FusedEmbedding:
         lacking = [name for name in self.names if name not in given]
         if lacking and self.missing == "error":
             raise InvalidConfig(
-                f"the batch lacks {_quoted(lacking)}: give their bags, or make the FusedEmbedding with missing='empty'"
+                f"the batch lacks {quoted(lacking)}: give their bags, or make the FusedEmbedding with missing='empty'"
             )
         size = len(next(iter(given.values()))) if given else 0
         empty = Ragged(np.empty(0, np.int64), np.zeros(size + 1, np.int64))
@@ -330,8 +275,8 @@ class FusedEmbedding:
         unknown = given.keys() - wanted.keys()
         if unknown:
             raise UnknownName(
-                f"there is no feature {_quoted(unknown)} without a combiner: sequences takes gradients of "
-                f"{_quoted(wanted) or 'none'}"
+                f"there is no feature {quoted(unknown)} without a combiner: sequences takes gradients of "
+                f"{quoted(wanted) or 'none'}"
             )
         found = {
             name: np.empty(shape, np.float32) if given.get(name) is None and shape[0] == 0 else given.get(name)
@@ -384,7 +329,3 @@ def _ragged(name: str, value: Any) -> Ragged:
 def _keys_of(shares: Iterable[Bags]) -> Iterable[tuple[str, Any]]:
     """Of each share one array, by name: all of a share's lie in one place."""
     return [(f"feature {each.name!r}", each.keys) for each in shares]
-
-
-def _quoted(names: Iterable[Any]) -> str:
-    return ", ".join(map(repr, names))

@@ -12,7 +12,8 @@ from rockbed.client.columns import EmbeddingColumn
 from rockbed.client.combining import combine, combine_gradients
 from rockbed.client.embedding import PyEmbedding
 from rockbed.client.feature import Feature
-from rockbed.client.fused import FusedEmbedding, FusedOutput
+from rockbed.client.fused import FusedEmbedding
+from rockbed.client.fused_output import FusedOutput
 from rockbed.client.joined import Share as BagShare
 from rockbed.client.joined import push_shares
 from rockbed.client.looked_up import LookedUp

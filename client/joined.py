@@ -7,7 +7,8 @@ import numpy as np
 
 from rockbed.bags import Bags, check_bags
 from rockbed.client.feature import Feature
-from rockbed.client.fused import FusedOutput, global_steps
+from rockbed.client.fused import global_steps
+from rockbed.client.fused_output import FusedOutput
 from rockbed.client.ragged import signed
 from rockbed.client.request_ids import RequestId, checked_request
 from rockbed.client.storage import PyStorage

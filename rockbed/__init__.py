@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     from rockbed.client.embedding import PyEmbedding
     from rockbed.client.feature import Feature
     from rockbed.client.filter import PyFilter
-    from rockbed.client.fused import FusedEmbedding, FusedOutput
+    from rockbed.client.fused import FusedEmbedding
+    from rockbed.client.fused_output import FusedOutput
     from rockbed.client.initializer import PyInitializer
     from rockbed.client.kv_opening import get_kv_variable
     from rockbed.client.kv_variable import KvVariable
@@ -168,7 +169,7 @@ _LAZY = {
     "BloomFrequency": "rockbed.server.frequency",
     "Frequency": "rockbed.server.frequency",
     "FusedEmbedding": "rockbed.client.fused",
-    "FusedOutput": "rockbed.client.fused",
+    "FusedOutput": "rockbed.client.fused_output",
     "get_collection": "rockbed.client.variables",
     "get_kv_variable": "rockbed.client.kv_opening",
     "get_multihash_variable": "rockbed.client.multihash",

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from rockbed.client.feature import Feature
+from rockbed.client.padding import checked_length
 from rockbed.client.ragged import Ragged
+from rockbed.client.torch.padding import padded
 from rockbed.client.torch.rows import RowModule
 from rockbed.client.torch.tensors import (
     keys_array,
@@ -25,7 +27,8 @@ from rockbed.errors import InvalidConfig, RockbedError, UnknownName, WrongDtype
 @dataclass(frozen=True)
 class CollectionOutput:
     """pooled: dtype[B, D], the features with a combiner side by side in their order. sequences: by name, dtype[nnz,
-    dim], the rows of features without one. columns: by name, the feature's place in `pooled`.
+    dim], the rows of features without one. columns: by name, the feature's place in `pooled`. offsets: int64[B + 1] of
+    each sequence, where the rows of a sample begin.
 
     out[name] is a feature's columns, or its sequence.
     """
@@ -33,6 +36,7 @@ class CollectionOutput:
     pooled: Any
     sequences: dict[str, Any]
     columns: dict[str, slice]
+    offsets: dict[str, Any]
 
     def __getitem__(self, name: str) -> Any:
         if name in self.sequences:
@@ -41,6 +45,19 @@ class CollectionOutput:
             known = ", ".join(map(repr, [*self.columns, *self.sequences]))
             raise UnknownName(f"there is no feature {name!r}: the features are {known}")
         return self.pooled[:, self.columns[name]]
+
+    def padded(self, name: str, length: int | None = None, *, keep: str = "first") -> tuple[Any, Any]:
+        """A sequence as a rectangle, for models that attend over it: dtype[B, L, dim], the rows of each sample from 0
+        on and zeros behind them, and bool[B, L], where there are rows (what MultiheadAttention wants is its inverse).
+
+        length: L; None = the most keys of a sample, for which a GPU is waited for. keep: of a sample with more keys
+        than that its "first" ones or its "last". Gradients go back to the rows; one that is left out gets zeros.
+        Raises UnknownName for what is no sequence, InvalidConfig.
+        """
+        if name not in self.sequences:
+            known = ", ".join(map(repr, self.sequences)) or "none"
+            raise UnknownName(f"there is no sequence {name!r}: features without a combiner are {known}")
+        return padded(self.sequences[name], self.offsets[name], checked_length(length, keep), keep)
 
     __iter__ = None  # it has names
 
@@ -84,7 +101,9 @@ class EmbeddingCollection(RowModule):
         out, tensors = self.look_up(_ragged(batch, on_gpu=self.on_gpu))
         left = list(tensors)
         pooled = left.pop(0) if self.fused.dim else tensor_of(out.pooled).to(self.dtype)
-        return CollectionOutput(pooled, dict(zip(out.sequences, left, strict=True)), self.fused.columns)
+        sequences = dict(zip(out.sequences, left, strict=True))
+        offsets = {each.name: tensor_of(each.offsets) for each in out.batch if each.name in sequences}
+        return CollectionOutput(pooled, sequences, self.fused.columns, offsets)
 
     def prefetch(self, batch: Any) -> "list[Future[tuple[int, int]]]":
         """Bring rows from disk into memory, in threads: see FusedEmbedding.prefetch; a future for each group.

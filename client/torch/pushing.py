@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 
-from rockbed.client.fused import FusedOutput
+from rockbed.client.fused_output import FusedOutput
 from rockbed.client.joined import OutputGradient, push_together
 from rockbed.client.request_ids import RequestId, checked_request
 from rockbed.client.storage import PyStorage

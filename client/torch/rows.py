@@ -8,7 +8,8 @@ from torch import nn
 
 from rockbed.client.arrays import is_tensor
 from rockbed.client.feature import Feature
-from rockbed.client.fused import FusedEmbedding, FusedOutput
+from rockbed.client.fused import FusedEmbedding
+from rockbed.client.fused_output import FusedOutput
 from rockbed.client.ragged import Ragged
 from rockbed.client.torch.pushing import TrainedLookup, collect, pushes_alone
 from rockbed.client.torch.ranks import begun

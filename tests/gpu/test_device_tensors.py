@@ -76,7 +76,8 @@ def batch() -> dict[str, Any]:
 
 
 def loss_of(out: Any) -> Any:
-    return (out.pooled**2).sum() + (out["s"] * torch.arange(4.0)).sum()
+    rows, _ = out.padded("s", 2, keep="last")
+    return (out.pooled**2).sum() + (out["s"] * torch.arange(4.0)).sum() + (rows**2).sum()
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])

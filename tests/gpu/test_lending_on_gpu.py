@@ -134,6 +134,8 @@ def test_a_collection_trains_where_its_rows_are(storage: PyStorage, keys: Any, t
             for _ in range(3):
                 out = module({"x": (sent, ends), "s": (sent, ends)})
                 assert out.pooled.device.type == device
-                ((out.pooled**2).sum() + out["s"].sum()).backward()
+                rows_there, mask = out.padded("s", IDS // 2, keep="last")
+                assert rows_there.device.type == mask.device.type == device
+                ((out.pooled**2).sum() + out["s"].sum() + (rows_there**2).sum()).backward()
             found.append(rows.lookup(np.arange(KEYS), train=False))
         np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-6)

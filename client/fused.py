@@ -37,9 +37,10 @@ class FusedEmbedding:
     ...     fused.apply_gradients(out, np.ones((2, 24), np.float32))
     """
 
-    def __init__(self, features: Sequence[Feature], *, missing: str = "error") -> None:
+    def __init__(self, features: Sequence[Feature], *, missing: str = "error", unknown: str = "error") -> None:
         """features: with names of their own, one at least; they may share groups, whose gradients then meet in one
-        update. missing: a feature that a batch lacks is an "error", or has only "empty" bags.
+        update. missing: a feature that a batch lacks is an "error", or has only "empty" bags. unknown: what else there
+        is in a batch is an "error", or passed over ("ignore").
 
         Raises InvalidConfig with every problem, WrongDtype.
         """
@@ -50,6 +51,7 @@ class FusedEmbedding:
             if not isinstance(each, Feature):
                 raise WrongDtype(f"FusedEmbedding takes a list of Feature, not of {type(each).__name__}")
         self.missing = missing
+        self.unknown = unknown
         problems = []
         if not self.features:
             problems.append("there are no features: give one at least")
@@ -66,10 +68,13 @@ class FusedEmbedding:
             )
         if missing not in ("error", "empty"):
             problems.append(f"missing is {missing!r}, not one of 'error', 'empty'")
+        if unknown not in ("error", "ignore"):
+            problems.append(f"unknown is {unknown!r}, not one of 'error', 'ignore'")
         if problems:
             raise InvalidConfig("FusedEmbedding: " + "; ".join(problems))
         self.storage = self.features[0].embedding.storage
         self.names = tuple(each.name for each in self.features)
+        self._known = frozenset(self.names)
         self.columns: dict[str, slice] = {}
         self.dim = 0
         for each in self.features:
@@ -175,10 +180,17 @@ class FusedEmbedding:
         """The bags that a batch has, by feature."""
         if not isinstance(batch, Mapping):
             raise WrongDtype(f"a batch is a dict of Ragged by feature, not a {type(batch).__name__}")
-        unknown = batch.keys() - set(self.names)
-        if unknown:
-            raise UnknownName(f"there is no feature {quoted(unknown)}: the features are {quoted(self.names)}")
-        return {name: _ragged(name, value) for name, value in batch.items()}
+        unknown = [name for name in batch if name not in self._known]
+        if unknown and self.unknown == "error":
+            raise UnknownName(
+                f"there is no feature {quoted(unknown)}: the features are {quoted(self.names)}. A FusedEmbedding with "
+                "unknown='ignore' passes others over"
+            )
+        return {name: _ragged(name, value) for name, value in batch.items() if name in self._known}
+
+    def ignores(self, name: object) -> bool:
+        """Whether what a batch has of that name is passed over."""
+        return self.unknown == "ignore" and name not in self._known
 
     def _bags(self, batch: Batch) -> list[Bags]:
         """Each feature's share of a batch, with the caller's arrays."""

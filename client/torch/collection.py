@@ -1,6 +1,6 @@
 """`EmbeddingCollection`: all sparse features of a model, in one call each way."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -80,14 +80,17 @@ class EmbeddingCollection(RowModule):
         features: Sequence[Feature],
         *,
         missing: str = "error",
+        unknown: str = "error",
         scale: float | str = 1.0,
         dtype: Any = torch.float32,
         trainable: bool = True,
     ) -> None:
-        """features, missing: see rockbed.FusedEmbedding. scale, dtype, trainable: see RowModule.
+        """features, missing, unknown: see rockbed.FusedEmbedding. scale, dtype, trainable: see RowModule.
         Raises InvalidConfig, WrongDtype."""
         # One collection is most often all of a model's rows, so that its push can do without the keys.
-        super().__init__(features, missing=missing, scale=scale, dtype=dtype, trainable=trainable, keep=True)
+        super().__init__(
+            features, missing=missing, unknown=unknown, scale=scale, dtype=dtype, trainable=trainable, keep=True
+        )
 
     @torch.compiler.disable
     def forward(self, batch: Any) -> CollectionOutput:
@@ -98,7 +101,7 @@ class EmbeddingCollection(RowModule):
 
         Modes are as of Embedding. Raises what FusedEmbedding.lookup raises.
         """
-        out, tensors = self.look_up(_ragged(batch, on_gpu=self.on_gpu))
+        out, tensors = self.look_up(_ragged(batch, self.fused.ignores, on_gpu=self.on_gpu))
         left = list(tensors)
         pooled = left.pop(0) if self.fused.dim else tensor_of(out.pooled).to(self.dtype)
         sequences = dict(zip(out.sequences, left, strict=True))
@@ -110,16 +113,16 @@ class EmbeddingCollection(RowModule):
 
         batch: as of a call, on the CPU; features may be missing. Raises what FusedEmbedding.prefetch raises.
         """
-        wanted = self.fused.keys_by_group(_ragged(batch, on_gpu=False))
+        wanted = self.fused.keys_by_group(_ragged(batch, self.fused.ignores, on_gpu=False))
         return [embedding.prefetch_async(keys) for embedding, keys in wanted]
 
 
-def _ragged(batch: Any, *, on_gpu: bool) -> dict[str, Ragged]:
-    # on_gpu: whether tensors there are taken as they are
+def _ragged(batch: Any, ignores: Callable[[str], bool], *, on_gpu: bool) -> dict[str, Ragged]:
+    # ignores: says which features are left out. on_gpu: whether tensors there are taken as they are
     if isinstance(batch, Mapping):
-        return {name: _bags(name, value, on_gpu) for name, value in batch.items()}
+        return {name: _bags(name, value, on_gpu) for name, value in batch.items() if not ignores(name)}
     if all(hasattr(batch, name) for name in ("keys", "values", "offsets", "weights_or_none")):
-        return _of_jagged(batch, on_gpu)
+        return _of_jagged(batch, ignores, on_gpu)
     raise WrongDtype(f"a batch is a dict of (keys, offsets) by feature, or a KeyedJaggedTensor, not {type(batch)}")
 
 
@@ -145,7 +148,7 @@ def _bags(name: str, value: Any, on_gpu: bool) -> Ragged:
         raise problem if str(problem).startswith(where) else type(problem)(where + str(problem)) from None
 
 
-def _of_jagged(jagged: Any, on_gpu: bool) -> dict[str, Ragged]:
+def _of_jagged(jagged: Any, ignores: Callable[[str], bool], on_gpu: bool) -> dict[str, Ragged]:
     """The features of a torchrec KeyedJaggedTensor: one after the other, each with as many bags."""
     names = jagged.keys()
     must_want_no_gradient("weights", jagged.weights_or_none())
@@ -160,6 +163,8 @@ def _of_jagged(jagged: Any, on_gpu: bool) -> dict[str, Ragged]:
         )
     batch = {}
     for i, name in enumerate(names):
+        if ignores(name):
+            continue
         own = offsets[i * bags : (i + 1) * bags + 1]
         # of offsets on a GPU torchrec has in memory what is wanted of them here
         begin, end = own[[0, -1]] if isinstance(own, np.ndarray) else jagged.offset_per_key()[i : i + 2]

@@ -62,13 +62,14 @@ class RowModule(nn.Module):
         features: Sequence[Feature],
         *,
         missing: str = "error",
+        unknown: str = "error",
         scale: float | str = 1.0,
         dtype: Any = torch.float32,
         trainable: bool = True,
         keep: bool = False,
     ) -> None:
         super().__init__()
-        self.fused = FusedEmbedding(features, missing=missing)
+        self.fused = FusedEmbedding(features, missing=missing, unknown=unknown)
         self.scale = scale
         problems = [] if scale == "mean" else number_problems("scale", scale)
         if dtype not in FLOATS:

@@ -308,9 +308,12 @@ def test_features_have_names_of_their_own_and_one_storage(open_storage: OpenStor
     one, other = embedding(open_storage("a")), embedding(open_storage("b"))
     wrong: Any = "never"
     features = [Feature("x", one), Feature("x", one), Feature("y", other)]
-    message = r"several features are called 'x': .*; features 'y' have another storage than 'x': .*; missing is 'never'"
+    message = (
+        r"several features are called 'x': .*; features 'y' have another storage than 'x': .*; missing is 'never', .*; "
+        r"unknown is 'never'"
+    )
     with pytest.raises(InvalidConfig, match=message):
-        FusedEmbedding(features, missing=wrong)
+        FusedEmbedding(features, missing=wrong, unknown=wrong)
     with pytest.raises(InvalidConfig, match="there are no features"):
         FusedEmbedding([])
 

@@ -1,11 +1,13 @@
 """Fused lookups against the specification, and what they create, count and leave alone."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rockbed import Feature, FusedEmbedding, PyStorage, Ragged, ReadOnlyStorage, UnknownName
+from rockbed import Feature, FusedEmbedding, InvalidConfig, PyStorage, Ragged, ReadOnlyStorage, UnknownName
 from rockbed.reports import RowStatus
 from rockbed.types import F32, I64
 from tests.api.helpers import (
@@ -204,6 +206,22 @@ def test_a_feature_that_a_batch_lacks_may_have_empty_bags(storage: PyStorage) ->
     out = fused.lookup({"s": lists([1], [])})
     np.testing.assert_array_equal(out["a"], np.zeros((2, 2)))
     assert fused.lookup({}).pooled.shape == (0, 4)
+
+
+def test_what_is_not_its_own_may_be_passed_over(storage: PyStorage) -> None:
+    rows = embedding(storage, 2, initializer=uniform())
+    fused = FusedEmbedding([Feature("a", rows)], unknown="ignore")
+    others: dict[str, Any] = {"b": lists([7], [8], [9]), "label": np.array([0, 1])}  # not even bags of its size
+    batch = {**others, "a": lists([1], [2])}
+    out = fused.lookup(batch)
+    np.testing.assert_array_equal(out.pooled, rows.lookup(keys_of(1, 2)))
+    assert fused.apply_gradients(batch, ones(2, 2))
+    assert fused.prefetch(batch) == (2, 0)
+    assert storage.stats()["rows"] == 2
+    with pytest.raises(InvalidConfig, match="the batch lacks 'a'"):
+        fused.lookup(others)
+    with pytest.raises(UnknownName, match=r"no feature 'b', 'label': .* unknown='ignore' passes"):
+        FusedEmbedding([Feature("a", rows)]).lookup(batch)
 
 
 def test_bags_may_be_given_as_arrays(storage: PyStorage) -> None:

@@ -137,6 +137,13 @@ def test_a_keyed_jagged_tensor_is_a_batch(storage: PyStorage, batch: Any) -> Non
         }
     )
     torch.testing.assert_close(found.pooled, same.pooled)
+    only = rockbed.torch.EmbeddingCollection([Feature("b", table, "sum")], unknown="ignore")
+    torch.testing.assert_close(only(batch).pooled, found["b"])
+    alone = only({"b": Ragged.from_lists([[], [4], [5]]), "label": 1})
+    np.testing.assert_array_equal(alone["b"].detach().numpy(), [[0, 0], *rows(table, 4, 5)])
+    assert [future.result() for future in only.prefetch(batch)] == [(2, 0)]
+    with pytest.raises(UnknownName, match="no feature 'a'"):
+        rockbed.torch.EmbeddingCollection([Feature("b", table, "sum")])(batch)
 
 
 def test_a_keyed_jagged_tensor_whose_features_have_batches_of_their_own_is_refused(storage: PyStorage) -> None:

@@ -8,7 +8,7 @@ from rockbed.config import whole_problems
 from rockbed.errors import InvalidConfig
 from rockbed.types import F32, I64, Bool
 
-LENGTH_MAX = 2**31 - 1
+_LENGTH_MAX = 2**31 - 1
 _KEEPS = ("first", "last")
 
 
@@ -53,7 +53,7 @@ class Places:
 def checked_length(length: int | None, keep: str) -> int | None:
     """The length of a rectangle, which may be numpy's. Raises InvalidConfig for what is none, and for keep other than
     "first" and "last"."""
-    problems = [] if length is None else whole_problems("length", length, 1, LENGTH_MAX)
+    problems = [] if length is None else whole_problems("length", length, 1, _LENGTH_MAX)
     if keep not in _KEEPS:
         problems.append(f"keep is {keep!r}, not one of {', '.join(map(repr, _KEEPS))}")
     if problems:

@@ -127,5 +127,5 @@ def test_no_update_is_lost_whatever_is_evicted() -> None:
 @pytest.mark.slow
 def test_no_update_is_lost_whatever_is_evicted_for_longer() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call, unused-ignore]  # the one for Python 3.10
-        TierAgainstDict, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
+        TierAgainstDict, settings=settings(max_examples=35, stateful_step_count=40, deadline=None)
     )

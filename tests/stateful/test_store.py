@@ -322,5 +322,5 @@ def test_a_store_is_like_a_dict() -> None:
 @pytest.mark.slow
 def test_a_store_is_like_a_dict_for_longer() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call, unused-ignore]  # the one for Python 3.10
-        StoreAgainstDict, settings=settings(max_examples=40, stateful_step_count=50, deadline=None)
+        StoreAgainstDict, settings=settings(max_examples=25, stateful_step_count=50, deadline=None)
     )

@@ -64,8 +64,6 @@ def _memory(group: Group, report: CheckReport) -> bool:
         report.problems.append(
             f"group {number}: the index in memory does not lead to {int((rows != used).sum())} of {used.size} rows"
         )
-    if table.mark.any():
-        report.problems.append(f"group {number}: scratch of an earlier batch was not cleared")
     pinned = int((table.flags[used] & k.PINNED != 0).sum())
     if pinned:
         report.problems.append(f"group {number}: {pinned} rows are pinned by no batch")

@@ -10,6 +10,7 @@ from rockbed.server.bag_gradients import BagSums
 from rockbed.server.group import Group
 from rockbed.storage import gradient_kernels
 from rockbed.storage import hot_kernels as k
+from rockbed.storage.distinct_kernels import distinct, slots_for
 from rockbed.types import F32, I64
 
 _BLOCK_BYTES = 1 << 19  # of gradients that are summed and used before they leave the cache
@@ -30,8 +31,8 @@ def apply(group: Group, rows: I64, grads: F32 | BagSums, sequential: bool, step:
         sums = grads
         in_parts(rows.size, lambda part: _in_blocks(group, rows, sums, part, update))
     elif sequential and rows.size:
-        first, inverse, rank = (np.empty(rows.size, np.int64) for _ in range(3))
-        count = k.distinct(rows, group.table.mark, first, inverse)
+        found, first, inverse, rank = (np.empty(rows.size, np.int64) for _ in range(4))
+        count = distinct(rows, np.empty(slots_for(rows.size), np.int32), found, first, inverse)
         gradient_kernels.occurrence(inverse, count, rank)
         order = np.argsort(rank, kind="stable")  # all first occurrences, then all second ones, ...
         ends = np.cumsum(np.bincount(rank))

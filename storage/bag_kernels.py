@@ -9,7 +9,8 @@ import math
 import numpy as np
 
 from rockbed.kernels import inlined, kernel
-from rockbed.storage.hot_kernels import prefetch_floats, prefetch_mark, prefetch_weights, rows_ahead
+from rockbed.storage.distinct_kernels import cleared, find_slot
+from rockbed.storage.hot_kernels import prefetch_floats, prefetch_weights, rows_ahead
 from rockbed.types import F32, I32, I64, U32
 
 SUM, MEAN, SQRTN = 0, 1, 2
@@ -272,23 +273,23 @@ def through_limit(limit: np.float32, data: F32, row: int, gradient: F32) -> None
 
 @kernel
 def sum_by_row(
-    source: F32, at: I64, given: I64, given_keys: I64, mark: I32, rows: I64, keys: I64, sums: F32
+    source: F32, at: I64, given: I64, given_keys: I64, slots: I32, rows: I64, keys: I64, sums: F32
 ) -> tuple[int, bool]:
     """Number the distinct rows in order of appearance, and sum the gradients of each, in order. Where every bag has one
     position.
 
     The gradient of position i is source[at[i] : at[i] + dim]; an empty `at` is for one after another. given,
-    given_keys: the row of each position, or below 0, and its key; mark: as of hot_kernels.distinct. rows, keys, sums:
-    of each distinct row, room for as many as there are positions. Returns how many there are, and whether the gradients
-    of positions that have no row are finite.
+    given_keys: the row of each position, or below 0, and its key; slots: as of distinct_kernels.distinct. rows, keys,
+    sums: of each distinct row, room for as many as there are positions. Returns how many there are, and whether the
+    gradients of positions that have no row are finite.
     """
     n, d = given.shape[0], sums.shape[1]
     dim = np.uint64(d)
     far = at.shape[0] > 0 and source.shape[0] > _CACHED  # what lies one after another is asked for by the processor
     ahead = rows_ahead(d)
+    shift = cleared(slots)
     count, finite = 0, True
     for i in range(n):
-        prefetch_mark(mark, given, i)
         if far and i + ahead < n:
             prefetch_floats(source, at[i + ahead], d)
         start = np.uint64(at[i] if at.shape[0] else i * d)
@@ -297,20 +298,18 @@ def sum_by_row(
             for j in range(dim):
                 finite &= np.isfinite(source[start + j])
             continue
-        number = mark[row]
-        if number == 0:
+        slot = find_slot(slots, shift, rows, row)
+        if slots[slot] == 0:
             rows[count], keys[count] = row, given_keys[i]
             u = np.uint64(count)
             for j in range(dim):
                 sums[u, j] = source[start + j]
             count += 1
-            mark[row] = count
+            slots[slot] = count
         else:
-            u = np.uint64(number - 1)
+            u = np.uint64(slots[slot] - 1)
             for j in range(dim):
                 sums[u, j] += source[start + j]
-    for i in range(count):
-        mark[rows[i]] = 0
     return count, finite
 
 

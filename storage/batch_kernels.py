@@ -5,8 +5,9 @@ import numpy as np
 from rockbed.addresses import bytes_at, float_rows_at, floats_at, int32_at, integer_rows_at, integers_at
 from rockbed.kernels import kernel, prefetch
 from rockbed.storage.bag_kernels import by_number, place_bags, pool, pool_rows, sum_bags, sum_by_row
+from rockbed.storage.distinct_kernels import distinct
 from rockbed.storage.gradient_kernels import all_finite
-from rockbed.storage.hot_kernels import distinct, fresh_rows, gather
+from rockbed.storage.hot_kernels import fresh_rows, gather
 from rockbed.storage.index import find
 from rockbed.types import F32, I32, I64, U8, U32, AnyArray, Bool
 
@@ -99,10 +100,10 @@ FEATURE = np.dtype(
 """A feature of a push: its offsets; where its `count` positions and the bags of its group begin among those of all
 groups; the number of its first bag in the group, and how many it has; start and stride as of bag_kernels.place_bags."""
 
-_SHARE = ("rows", "keys", "count", "mark", "flags", "capacity", "first", "fresh")
+_SHARE = ("rows", "keys", "count", "slots", "slot_count", "flags", "capacity", "first", "fresh")
 SHARE = np.dtype([(name, np.int64) for name in _SHARE])
-"""A group's share of a push: the row and the key of each of `count` positions, the table's scratch for `distinct`, its
-flags, and where the positions begin among those of all groups, and what is said of its rows."""
+"""A group's share of a push: the row and the key of each of `count` positions, slots for `distinct` and how many, the
+table's flags, and where the positions begin among those of all groups, and what is said of its rows."""
 
 GRADIENTS = np.dtype([(name, np.int64) for name in ("values", "size", "at", "placed", "dim", "out", *_SHARE)])
 """The same, with a gradient for each position: source and at as of bag_kernels.sum_by_row, and their sizes; and where
@@ -155,8 +156,8 @@ def number_rows(
 ) -> None:
     """Number the distinct rows of the shares start..end - 1, and sort their positions by that number.
 
-    shares: SHARE[n]. first, inverse, rows, keys, order: of the positions of all shares. inverse and first as of
-    hot_kernels.distinct; rows, keys: of each distinct row; order and starts as of bag_kernels.by_number, those of share
+    shares: SHARE[n]. first, inverse, rows, keys, order: of the positions of all shares. rows, inverse and first as of
+    distinct_kernels.distinct; keys: of each distinct row; order and starts as of bag_kernels.by_number, those of share
     s from starts[share.first + s] on; zero before. fresh[share.fresh + u] as of hot_kernels.fresh_rows. counts[s] = how
     many distinct rows a share has.
     """
@@ -164,9 +165,9 @@ def number_rows(
         share = shares[s]
         low, high = share.first, share.first + share.count
         given, given_keys = integers_at(share.rows, share.count), integers_at(share.keys, share.count)
-        count = distinct(given, int32_at(share.mark, share.capacity), first[low:high], inverse[low:high])
+        slots = int32_at(share.slots, share.slot_count)
+        count = distinct(given, slots, rows[low:high], first[low:high], inverse[low:high])
         for u in range(low, low + count):
-            rows[u] = given[first[u]]
             keys[u] = given_keys[first[u]]
         fresh_rows(bytes_at(share.flags, share.capacity), rows[low : low + count], fresh[share.fresh :])
         by_number(inverse[low:high], starts[low + s : low + s + count + 1], order[low:high])
@@ -190,7 +191,7 @@ def sum_gradients(
             integers_at(share.at, share.placed),
             integers_at(share.rows, share.count),
             integers_at(share.keys, share.count),
-            int32_at(share.mark, share.capacity),
+            int32_at(share.slots, share.slot_count),
             rows[low:high],
             keys[low:high],
             float_rows_at(share.out, share.count, share.dim),

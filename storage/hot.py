@@ -62,20 +62,19 @@ class HotTable:
     """Rows of one group in memory.
 
     data: float32[capacity, width], weights then slots; header: int64[capacity, 4] = key, update time (ms), update
-    count, LSN; flags: uint8[capacity], bits of `hot_kernels`; mark: int32[capacity], scratch of `distinct`, all zero.
+    count, LSN; flags: uint8[capacity], bits of `hot_kernels`.
     `capacity` is what the whole budget could hold: address space, not memory. Rows 0..high-1 were used at some time.
     """
 
     def __init__(self, dim: int, state_width: int, budget: Budget) -> None:
         self.dim = dim
         self.width = dim + state_width
-        self.row_bytes = 4 * self.width + 32 + 1 + 4 + int(_LOAD * 1.5 * ix.ENTRY_BYTES)
+        self.row_bytes = 4 * self.width + 32 + 1 + int(_LOAD * 1.5 * ix.ENTRY_BYTES)
         self.capacity = max(_MIN_ROWS, budget.limit_bytes // self.row_bytes)
         self.budget = budget
         self.data: F32 = reserve((self.capacity, self.width), np.float32)
         self.header: I64 = reserve((self.capacity, 4), np.int64)
         self.flags: U8 = reserve((self.capacity,), np.uint8)
-        self.mark: I32 = reserve((self.capacity,), np.int32)
         self._free: I64 = reserve((self.capacity,), np.int64)
         self._free_count = 0
         self._index_slots: I64 = reserve((max(_FIRST_INDEX, _index_size(self.capacity)), 2), np.int64)
@@ -86,7 +85,7 @@ class HotTable:
         self.left = 0  # grows whenever a row leaves its place in memory
         self._left_marks: I64 = reserve((_LEFT_MARKS,), np.int64)  # `left` when a key of that hash left last
         self.evictions = 0
-        self.flags_address, self.mark_address = address_of(self.flags), address_of(self.mark)
+        self.flags_address = address_of(self.flags)
         self.data_addresses = address_of(self.data), self.capacity, self.width, self.dim
         self._addresses = address_of(self.header), self.flags_address, *self.data_addresses
         self._index_address = address_of(self._index_slots)
@@ -213,7 +212,7 @@ class HotTable:
         unused = np.flatnonzero(self.flags[:limit] & k.USED == 0)
         self._free[: unused.size] = unused
         self._free_count = unused.size
-        for array in (self.data, self.header, self.flags, self.mark):
+        for array in (self.data, self.header, self.flags):
             release_tail(array, limit)
         self.left += 1
         self.budget.give_back(given, self.row_bytes)

@@ -20,7 +20,6 @@ _AHEAD = 64  # rows: what is asked for takes as long as 50 of them to come (`pyt
 _AHEAD_LEAST = 16
 _FLOATS_AHEAD = 2560  # of rows: a core has room for so many lines that are on their way
 _HEADER_BYTES = 32
-_MARK_BYTES = 4
 
 
 @inlined
@@ -82,41 +81,6 @@ def touch_time(header: I64, flags: U8, rows: I64, now_ms: int) -> None:
         if r >= 0 and header[r, 1] < now_ms:
             header[r, 1] = now_ms
             flags[r] |= DIRTY
-
-
-@inlined
-def prefetch_mark(mark: I32, rows: I64, i: int) -> None:
-    """Ask for the mark of a row some positions after i."""
-    if i + _AHEAD < rows.shape[0] and rows[i + _AHEAD] >= 0:
-        prefetch(mark, rows[i + _AHEAD] * _MARK_BYTES)
-
-
-@kernel
-def distinct(rows: I64, mark: I32, first: I64, inverse: I32 | I64) -> int:
-    """Number the distinct rows in order of appearance.
-
-    first[u] = position where the u-th distinct row appears first; inverse[i] = its number for position i, -1 where
-    rows[i] < 0. mark: int32[capacity], zero before and after. Returns how many there are.
-    """
-    n = rows.shape[0]
-    count = 0
-    for i in range(n):
-        prefetch_mark(mark, rows, i)
-        r = rows[i]
-        if r < 0:
-            inverse[i] = -1
-            continue
-        m = mark[r]
-        if m == 0:
-            first[count] = i
-            count += 1
-            mark[r] = count
-            inverse[i] = count - 1
-        else:
-            inverse[i] = m - 1
-    for u in range(count):
-        mark[rows[first[u]]] = 0
-    return count
 
 
 @kernel

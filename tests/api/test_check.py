@@ -91,15 +91,6 @@ def _exchange_index_entries(storage: PyStorage) -> None:
     index[two, 1], index[five, 1] = index[five, 1], index[two, 1]
 
 
-def _leave_scratch(storage: PyStorage) -> None:
-    _table(storage).mark[3] = 1
-
-
-def _leave_scratch_where_no_row_is(storage: PyStorage) -> None:
-    table = _table(storage)
-    table.mark[table.count + 5] = 1
-
-
 def _leave_rows_pinned(storage: PyStorage) -> None:
     table = _table(storage)
     table.flags[_rows(table, 2, 5, 6)] |= k.PINNED
@@ -184,8 +175,6 @@ DAMAGE: list[tuple[Any, ...]] = [
     (_count_one_more, "group 3: 10 rows in memory, 11 counted"),
     (_lose_an_index_entry, "group 3: the index in memory does not lead to 1 of 10 rows"),
     (_exchange_index_entries, "group 3: the index in memory does not lead to 2 of 10 rows"),
-    (_leave_scratch, "group 3: scratch of an earlier batch was not cleared"),
-    (_leave_scratch_where_no_row_is, "group 3: scratch of an earlier batch was not cleared"),
     (_leave_rows_pinned, "group 3: 3 rows are pinned by no batch"),
     (_spoil_a_weight, "group 3: 1 rows in memory hold NaN or Inf, the first for key 4", _DIFFER.format(0)),
     (_spoil_slots, "group 3: 2 rows in memory hold NaN or Inf, the first for key ", _DIFFER.format(1)),
@@ -231,7 +220,6 @@ def test_one_check_reports_the_damage_of_all_groups_files_and_journal(open_stora
     at_once = [
         _spoil_the_journal,
         _count_one_more,
-        _leave_scratch,
         _leave_rows_pinned,
         _spoil_slots,
         _put_a_row_into_another_slot,

@@ -17,7 +17,8 @@ from rockbed.cores import cores
 from rockbed.types import I64
 
 GRAIN = 8192  # rows that are worth a thread: handing over a part costs about 50 us, 8,192 rows of work 200 us or more
-_PARTS = 4  # of a call for each thread
+_PARTS = 4  # of a call for each thread, at the least
+_PART = 4 * GRAIN  # rows of a part of a large call: a thread that has ended may wait as long as one takes
 _CORES = cores()
 THREADS = min(8, _CORES)
 
@@ -58,11 +59,11 @@ def _workers() -> ThreadPoolExecutor | None:
         return _pool
 
 
-def in_parts(n: int, call: Callable[[slice], object], *, fine: bool = True) -> None:
+def in_parts(n: int, call: Callable[[slice], object]) -> None:
     """call(slice) for slices that cover 0..n-1, side by side where n is large and there are cores for it. They must not
     depend on each other.
 
-    fine: more slices than threads, so that one whose core others use as well takes fewer of them.
+    There are more slices than threads, so that one whose core others use as well takes fewer of them.
     Raises what a part raised, when all have ended.
     """
     if n < GRAIN or _shares():  # done before another thread has seen that this one is at work
@@ -73,7 +74,7 @@ def in_parts(n: int, call: Callable[[slice], object], *, fine: bool = True) -> N
     _at_work[me] = None
     try:
         if threads > 1:
-            parts = min(threads * (_PARTS if fine else 1), n // GRAIN)
+            parts = min(max(threads * _PARTS, n // _PART), n // GRAIN)
             calls = [partial(call, slice(n * i // parts, n * (i + 1) // parts)) for i in range(parts)]
             side_by_side(calls, threads)
         else:

@@ -18,7 +18,6 @@ from rockbed.server.group import Group
 from rockbed.server.lookups import absent_keys, look_up_absent, may_only_read, must_change, with_rows
 from rockbed.server.seen import Seen
 from rockbed.storage import bag_kernels, batch_kernels
-from rockbed.storage.hot_kernels import TOUCHED
 from rockbed.types import F32, I64
 
 Place = tuple[F32, int]
@@ -103,10 +102,11 @@ def _find_and_pool(wanted: Sequence[Wanted], now_ms: int) -> list[tuple[I64, int
         features.append(len(pieces))
     rows, absent = np.empty(firsts[-1], np.int64), np.empty((len(pieces), 2), np.int64)
     work = np.array(pieces, batch_kernels.PIECE)
+    touch = max(group.table.touching for group, _, _ in wanted)
     in_runs(
         begins,
         rows.size,
-        lambda start, end: batch_kernels.find_and_pool(work, start, end, TOUCHED, _NO_ROWS, rows, absent),
+        lambda start, end: batch_kernels.find_and_pool(work, start, end, touch, _NO_ROWS, rows, absent),
     )
     totals = np.add.reduceat(absent, features[:-1]).tolist()
     return [(rows[firsts[i] : firsts[i + 1]], missing, expired) for i, (missing, expired) in enumerate(totals)]

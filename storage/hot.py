@@ -89,13 +89,18 @@ class HotTable:
         self.data_addresses = address_of(self.data), self.capacity, self.width, self.dim
         self._addresses = address_of(self.header), self.flags_address, *self.data_addresses
         self._index_address = address_of(self._index_slots)
+        self.touching = 0  # what lookups mark rows with: nothing until eviction takes the mark, which all begin with
         self.calls = 0  # of `find`: write-back sees by it whether anybody is using the group
 
     # --- find ---
 
     def find(self, keys: I64, touch: int = k.TOUCHED) -> tuple[I64, int]:
-        """The row of each key, -1 where it is not in memory, and how many are not. keys: int64[n] -> int64[n]."""
+        """The row of each key, -1 where it is not in memory, and how many are not. keys: int64[n] -> int64[n].
+
+        touch: whether the rows are being used, TOUCHED, or only looked at, 0.
+        """
         self.calls += 1
+        touch &= self.touching
         rows = np.empty(keys.shape[0], np.int64)
         missing: list[int] = []
         # parts may mark the same row, each with the same bits
@@ -177,6 +182,7 @@ class HotTable:
 
     def evict(self, wanted: int) -> int:
         """Free up to `wanted` clean rows that were not used lately. Returns how many it could."""
+        self.touching = k.TOUCHED
         freed = np.empty(wanted, np.int64)
         found, self._hand = k.evict(self.index, self.header, self.flags, self.high, self._hand, wanted, freed)
         self._freed(freed[:found])

@@ -18,7 +18,7 @@ PINNED = 32  # part of the batch for whose rows room is made: not to be evicted
 
 _AHEAD = 64  # rows: what is asked for takes as long as 50 of them to come (`python -m benchmarks.kernels`)
 _AHEAD_LEAST = 16
-_FLOATS_AHEAD = 2560  # of rows: a core has room for so many lines that are on their way
+_FLOATS_AHEAD = 1280  # of rows: a core has room for so many lines that are on their way, and its first cache for them
 _HEADER_BYTES = 32
 
 

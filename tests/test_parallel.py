@@ -74,14 +74,14 @@ def test_a_call_has_as_many_parts_as_there_are_cores_beside_other_threads_at_wor
         assert core_to_spare() == (others < 2)
         threads = max(1, 3 - others)
         assert used(lambda: in_parts(6 * GRAIN, call)) == (6 if threads > 1 else 1, threads)
-        assert used(lambda: in_parts(60 * GRAIN, call)) == (4 * threads if threads > 1 else 1, threads)
-        assert used(lambda: in_parts(60 * GRAIN, call, fine=False)) == (threads, threads)
+        assert used(lambda: in_parts(32 * GRAIN, call)) == (4 * threads if threads > 1 else 1, threads)
+        assert used(lambda: in_parts(80 * GRAIN, call)) == (20 if threads > 1 else 1, threads)
         assert used(lambda: spread([(GRAIN, call)] * 9)) == (9, threads)
     finally:
         end.set()
         for thread in busy:
             thread.join(20)
-    assert used(lambda: in_parts(60 * GRAIN, call)) == (12, 3)
+    assert used(lambda: in_parts(40 * GRAIN, call)) == (12, 3)
 
 
 @pytest.mark.usefixtures("no_pool")
@@ -96,9 +96,9 @@ def test_a_thread_that_is_held_up_leaves_its_parts_to_others() -> None:
             end.set()  # the others have done all but what the first thread holds
         done.append(part)
 
-    in_parts(60 * GRAIN, work)
+    in_parts(40 * GRAIN, work)
     assert len(done) == 12
-    assert sum(part.stop - part.start for part in done) == 60 * GRAIN
+    assert sum(part.stop - part.start for part in done) == 40 * GRAIN
 
 
 @pytest.mark.parametrize("n", [5, 6 * GRAIN])

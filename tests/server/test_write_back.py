@@ -271,6 +271,7 @@ def test_whatever_makes_a_row_dirty_marks_it_as_touched(open_storage: OpenStorag
     storage.flush()
     table = engine_of(storage).groups[0].table
     table.flags[: table.high] &= ~np.uint8(hot_kernels.TOUCHED)  # as eviction leaves rows that are clean
+    table.touching = hot_kernels.TOUCHED
     clock.now += 6
     CHANGES[change](storage, rows, clock)
     flags = table.flags[: table.high]

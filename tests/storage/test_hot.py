@@ -47,7 +47,7 @@ class TableAgainstDict(RuleBasedStateMachine):
             return
         assert sorted(sent[new].tolist()) == sorted(set(keys) - set(self.model))
         self.table.header[rows[new], 0] = sent[new]
-        self.table.flags[rows[new]] = k.USED | k.DIRTY
+        self.table.flags[rows[new]] = k.USED | k.TOUCHED | k.DIRTY
         for position in new.tolist():
             self.value += 1
             self.table.data[rows[position]] = self.value
@@ -93,6 +93,11 @@ class TableAgainstDict(RuleBasedStateMachine):
         assert found == self.model
         assert missing == keys.size - len(found)
         assert self.table.count == len(found) == self.table.used_rows().size
+
+    @invariant()
+    def rows_have_the_mark_that_lookups_do_not_give_yet(self) -> None:
+        if not self.table.touching:
+            assert (self.table.flags[self.table.used_rows()] & k.TOUCHED != 0).all()
 
     @invariant()
     def the_budget_adds_up(self) -> None:

@@ -89,13 +89,16 @@ def test_an_index_grows_again_and_again() -> None:
     assert not slots[size:].any()
 
 
-@pytest.mark.parametrize("n", [0, 1, *(size + more for size in (ix._AHEAD, ix._RING) for more in (-1, 0, 1)), 200])
+_EDGES = [edge + more for edge in (ix._AHEAD, ix._BLOCK, ix._BLOCK + ix._AHEAD) for more in (-1, 0, 1)]
+
+
+@pytest.mark.parametrize("n", [0, 1, *_EDGES, 9_000])
 def test_what_is_found_is_marked_and_nothing_else(n: int) -> None:
     random = np.random.default_rng(n)
     _, index = _index(400, 400)
     known, before = np.arange(1_000, 1_300), random.integers(0, 256, 300).astype(np.uint8)
     ix.insert_rows(index, known, np.arange(300))
-    keys = random.integers(900, 1_400, n)  # some twice, some that are not there
+    keys = random.integers(900, 1_400, n)  # many twice, some that are not there
     flags, rows = before.copy(), np.empty(n, np.int64)
     missing = ix.find(index, keys, flags, 6, rows)
     wanted = np.where((keys >= 1_000) & (keys < 1_300), keys - 1_000, -1)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rockbed.allocation import keep_large_blocks
-from rockbed.bags import Bags
+from rockbed.bags import Bags, copied
 from rockbed.config import GroupConfig
 from rockbed.device_arrays import on_device
 from rockbed.reports import CheckReport, ExportReport, ImportReport, RowReport, ShrinkReport
@@ -86,7 +86,7 @@ class Embedded:
             device_batches.lookup(engine, engine.device, batch, pooled, sequences, train=train)
             return None  # a copy of such a batch would take the device's memory, and spare nothing
         if keep:  # what is kept must not change with the caller's arrays
-            batch = [each.copied() for each in batch]
+            batch = copied(batch)
         plan = fused.lookup(engine, batch, pooled, sequences, train=train)
         return engine.kept.keep(plan, _OWNER) if keep else None
 

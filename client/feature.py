@@ -40,16 +40,13 @@ class Feature:
         make_plain(self)
         problems = [] if _is_text(self.name) else ["its name must be a str that is not empty and that UTF-8 can encode"]
         problems += setting_problems(self.combiner, self.max_norm, self.default_key)
-        if not problems and self.default_key is not None and signed(self.default_key) == self._padding():
+        padding = self.embedding.config.padding_bits
+        if not problems and self.default_key is not None and signed(self.default_key) == padding:
             problems.append(f"default_key {self.default_key} is the padding_key of the embedding, which has no row")
         if not isinstance(self.prune_negative, bool):
             problems.append(f"prune_negative is {self.prune_negative!r}, not True or False")
         if problems:
             raise InvalidConfig(f"feature {self.name!r}: " + "; ".join(problems))
-
-    def _padding(self) -> int | None:
-        key = self.embedding.config.padding_key
-        return None if key is None else signed(key)
 
     def bags(self, ragged: Ragged) -> Bags:
         """The feature's share of a batch, as it is sent."""

@@ -19,6 +19,20 @@ def address_of(array: AnyArray) -> int:
     return _address(array)
 
 
+class Addresses:
+    """`address_of` for arrays of which some are the same, each asked for once. It holds on to none of them."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, int] = {}
+
+    def of(self, array: AnyArray) -> int:
+        """Where it begins."""
+        known = self._known.get(id(array))
+        if known is None:
+            known = self._known[id(array)] = address_of(array)
+        return known
+
+
 @kernel
 def _address(array: AnyArray) -> int:
     return array.ctypes.data  # what takes 0.8 us in Python

@@ -1,7 +1,8 @@
 """A fused batch as the engine and the wire take it: for each feature, bags of keys of one group. Without numba."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -52,37 +53,48 @@ class Bags:
         """Whether the arrays are in the memory of a GPU."""
         return on_device(self.keys)
 
-    def copied(self) -> "Bags":
-        """The same, with arrays of its own."""
-        return Bags(
-            self.name,
-            self.group,
-            self.keys.copy(),
-            self.offsets.copy(),
-            None if self.weights is None else self.weights.copy(),
-            self.combiner,
-            self.max_norm,
-            self.default_key,
-            self.negative,
-            self.generation,
+
+def copied(batch: Sequence[Bags]) -> list[Bags]:
+    """The same, with arrays of its own; features that share one, as those with one key a sample may their offsets, do
+    so in the copy."""
+    copies: dict[int, AnyArray] = {}
+
+    def copy(array: Any) -> Any:
+        if id(array) not in copies:
+            copies[id(array)] = array.copy()
+        return copies[id(array)]
+
+    return [
+        Bags(
+            each.name,
+            each.group,
+            copy(each.keys),
+            copy(each.offsets),
+            None if each.weights is None else copy(each.weights),
+            each.combiner,
+            each.max_norm,
+            each.default_key,
+            each.negative,
+            each.generation,
         )
+        for each in batch
+    ]
 
 
 def check_bags(batch: Sequence[Bags], *, contents: bool = True) -> int:
     """Raise WrongShape, InvalidConfig, BatchTooLarge for what no engine takes. Returns B, 0 without features.
 
-    contents: those of the arrays, too; an engine looks at them when it is to use them, whoever has done so before.
+    contents: what is in the arrays, too (`check_contents`); an engine looks at that when it is to use it, whoever has
+    done so before.
     """
     if len(batch) > FEATURES_MAX:
         raise BatchTooLarge(f"{len(batch)} features in one fused batch, {FEATURES_MAX} are the most: use several")
     for each in batch:
-        weighted = each.weights is not None
-        check_settings(each.name, each.combiner, each.max_norm, each.default_key, weights=weighted)
-        where = f"feature {each.name!r}: "
-        if each.on_device or not contents:
-            check_sizes(each.keys.size, each.offsets.size, None if each.weights is None else each.weights.size, where)
-        else:
-            check_arrays(each.keys, each.offsets, each.weights, where)
+        weights = None if each.weights is None else each.weights.size
+        check_settings(each.name, each.combiner, each.max_norm, each.default_key, weights=weights is not None)
+        check_sizes(each.keys.size, each.offsets.size, weights, _prefix(each.name))
+    if contents:
+        check_contents(batch)
     sizes = [each.offsets.size - 1 for each in batch]
     if len(set(sizes)) > 1:
         raise WrongShape(
@@ -100,13 +112,34 @@ def check_bags(batch: Sequence[Bags], *, contents: bool = True) -> int:
     return batch[0].offsets.size - 1 if batch else 0
 
 
+def check_contents(batch: Iterable[Bags]) -> None:
+    """Raise what check_arrays raises for arrays of the features that are in memory; those of a device are looked at
+    there."""
+    for each in batch:
+        if not each.on_device:
+            check_arrays(each.keys, each.offsets, each.weights, _prefix(each.name))
+
+
+def refuse(name: str, keys: AnyArray, offsets: I64, weights: F32 | None) -> NoReturn:
+    """Raise what check_arrays raises for a feature's arrays in which a kernel has found something wrong."""
+    check_arrays(keys, offsets, weights, _prefix(name))
+    raise WrongShape(
+        f"{_prefix(name)}its offsets or weights changed while they were read: leave the arrays of a batch alone until "
+        "it has been pushed"
+    )
+
+
+def _prefix(name: str) -> str:
+    return f"feature {name!r}: "
+
+
 def check_settings(
     name: str, combiner: str | None, max_norm: float | None, default_key: int | None, *, weights: bool = False
 ) -> None:
     """Raise InvalidConfig with everything that a feature cannot be. weights: whether it is sent with weights."""
     problems = setting_problems(combiner, max_norm, default_key, weights=weights)
     if problems:
-        raise InvalidConfig(f"feature {name!r}: " + "; ".join(problems))
+        raise InvalidConfig(_prefix(name) + "; ".join(problems))
 
 
 def setting_problems(

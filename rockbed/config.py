@@ -178,6 +178,12 @@ class GroupConfig:
             problems += _variable_problems(self.variable)
         _raise(f"group {self.group if self.name is None else self.name!r}", problems)
 
+    @property
+    def padding_bits(self) -> int | None:
+        """The padding key as the bits of an int64."""
+        padding = self.padding_key
+        return padding if padding is None or padding < 2**63 else padding - 2**64
+
     def to_json(self) -> dict[str, Any]:
         """The config as JSON values; `from_json` builds an equal one."""
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rockbed.interrupts import hold, let_go
@@ -114,3 +116,17 @@ class _Shared:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.unshare()
+
+
+@contextmanager
+def all_shared(locks: Iterable[GuardedLock]) -> Iterator[None]:
+    """With all of them shared, taken in the order given. Within `Uninterrupted`."""
+    taken: list[GuardedLock] = []
+    try:
+        for lock in locks:
+            lock.share()
+            taken.append(lock)
+        yield
+    finally:
+        for lock in taken:
+            lock.unshare()

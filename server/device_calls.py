@@ -120,7 +120,7 @@ class DeviceCall:
                     max_norm=None if bags.max_norm is None else max(bags.max_norm, TINIEST),
                     default_key=bags.default_key,
                     negative=bags.negative,
-                    padding_key=group.padding_bits,
+                    padding_key=group.config.padding_bits,
                     absent=absent,
                     checked=checked,
                 )
@@ -209,8 +209,8 @@ def _moderate(group: Group, bags: Bags, weights: F32) -> F32:
     if bags.combiner in (None, "sum") or not _any_far(weights):
         return weights
     pruned = np.zeros(weights.size, np.bool_) if bags.negative else bags.keys < 0
-    if group.padding_bits is not None:
-        pruned |= bags.keys == group.padding_bits
+    if group.config.padding_bits is not None:
+        pruned |= bags.keys == group.config.padding_bits
     weights = np.where(pruned, np.float32(0), weights)
     bag = np.repeat(np.arange(bags.offsets.size - 1), np.diff(bags.offsets))
     largest = np.full(bags.offsets.size - 1, TINIEST)

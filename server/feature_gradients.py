@@ -11,7 +11,7 @@ from rockbed.bags import Bags
 from rockbed.config import GroupConfig
 from rockbed.device_arrays import on_device
 from rockbed.server.bag_gradients import BagAddresses, BagGradients, BagSource
-from rockbed.server.bags import CleanBags, clean
+from rockbed.server.bags import CleanBags, clean_all
 from rockbed.server.seen import Seen
 from rockbed.storage import batch_kernels as k
 from rockbed.storage.gpu.devices import Device
@@ -40,7 +40,8 @@ class FeatureGradients:
         if device is not None:
             features = [device.in_memory(each) for each in features]
             given = [self._down(device, array, column) for array, column in given]
-        return joined([CleanFeatures([clean(each, config) for each in features], given, [], self.dim, self.step)])[0]
+        left = clean_all([(each, config) for each in features])
+        return joined([CleanFeatures(left, given, [], self.dim, self.step)])[0]
 
     def _down(self, device: Device, array: F32, column: int) -> tuple[F32, int]:
         if not on_device(array):

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rockbed.bags import Bags, check_bags
+from rockbed.bags import Bags, check_bags, check_contents
 from rockbed.device_arrays import on_device
 from rockbed.errors import DimMismatch
 from rockbed.requests import Request
 from rockbed.server import device_lookups, tiers
 from rockbed.server.bag_gradients import BagGradients
-from rockbed.server.bags import CleanBags, clean
+from rockbed.server.bags import CleanBags, clean_all
 from rockbed.server.feature_gradients import CleanFeatures, FeatureGradients, joined
 from rockbed.server.pooling import pool_all
 from rockbed.server.seen import Seen
@@ -51,7 +51,7 @@ def lookup(engine: "Engine", batch: Sequence[Bags], pooled: F32, sequences: Sequ
 
     Raises what check_bags raises, UnknownGroup, DimMismatch (the arrays do not fit the groups' dims), ReadOnlyStorage.
     """
-    size = check_bags(batch)
+    size = check_bags(batch, contents=False)
     engine.check_open()
     if train:
         engine.must_be_writable("look up with train=True (absent keys would get rows); pass train=False")
@@ -63,8 +63,8 @@ def lookup(engine: "Engine", batch: Sequence[Bags], pooled: F32, sequences: Sequ
     def look_up_rest() -> None:
         above = [i for i, group in enumerate(groups) if group.tier is not None and i not in seen]
         rest = [i for i in range(len(groups)) if i not in seen and i not in above]
-        for i in rest:
-            features[i] = clean(batch[i], groups[i].config)
+        check_contents(batch[i] for i in above)  # before rows are made for any feature
+        features.update(zip(rest, clean_all([(batch[i], groups[i].config) for i in rest]), strict=True))
         pool_all({i: (groups[i], features[i], places[i]) for i in rest}, seen, train=train)
         if above and engine.device is not None:
             parts = [(groups[i], batch[i]) for i in above]
@@ -108,7 +108,7 @@ def apply_gradients(
     plan = batch if isinstance(batch, Plan) else None
     own = plan.batch if plan else batch
     assert not isinstance(own, Plan)
-    size = plan.size if plan else check_bags(own)
+    size = plan.size if plan else check_bags(own, contents=False)
     engine.check_open()
     groups = [engine.group(each.group, each.generation) for each in own]
     places = places_of(own, groups, size, pooled, sequences)
@@ -116,29 +116,39 @@ def apply_gradients(
     for i, each in enumerate(own):
         by_group.setdefault(each.group, []).append(i)
     on_their_own: list[BagGradients | FeatureGradients] = []
-    together: list[CleanFeatures] = []
+    in_memory: dict[int, list[int]] = {}
     for number, mine in by_group.items():
-        group, step = groups[mine[0]], steps.get(number)
-        bags, given = [own[i] for i in mine], [places[i] for i in mine]
+        group, bags, given = groups[mine[0]], [own[i] for i in mine], [places[i] for i in mine]
         if group.tier is not None or any(each.on_device for each in bags) or any(on_device(at) for at, _ in given):
-            share = FeatureGradients(number, bags, given, group.config.dim, step, group.generation)
-            on_their_own.append(share)
+            if plan is None:
+                check_contents(bags)
+            step = steps.get(number)
+            on_their_own.append(FeatureGradients(number, bags, given, group.config.dim, step, group.generation))
         else:
-            left, seen = _left_of(plan, mine, bags, group)
-            together.append(CleanFeatures(left, given, seen, group.config.dim, step))
+            in_memory[number] = mine
+    left = _left_of(plan, [i for mine in in_memory.values() for i in mine], own, groups)
+    seen = plan.seen if plan else {}
+    together = [
+        CleanFeatures(
+            [left[i] for i in mine],
+            [places[i] for i in mine],
+            [seen[i] for i in mine] if all(i in seen for i in mine) else [],
+            groups[mine[0]].config.dim,
+            steps.get(number),
+        )
+        for number, mine in in_memory.items()
+    ]
     return engine.apply_gradients([*on_their_own, *joined(together)], request)
 
 
 def _left_of(
-    plan: Plan | None, mine: Sequence[int], bags: Sequence[Bags], group: "Group"
-) -> tuple[list[CleanBags], list[Seen]]:
-    """What is left of the features `mine`, all of a group, and where their rows were seen: of each, or none."""
-    if plan is None:
-        return [clean(each, group.config) for each in bags], []
-    left = [
-        plan.features[i] if i in plan.features else clean(of, group.config) for i, of in zip(mine, bags, strict=True)
-    ]
-    return left, [plan.seen[i] for i in mine] if all(i in plan.seen for i in mine) else []
+    plan: Plan | None, wanted: Sequence[int], batch: Sequence[Bags], groups: "Sequence[Group]"
+) -> dict[int, CleanBags]:
+    """By number, what is left of the features `wanted`. Raises what check_arrays raises for those not in the plan."""
+    left = dict(plan.features) if plan else {}
+    lacking = [i for i in wanted if i not in left]
+    left.update(zip(lacking, clean_all([(batch[i], groups[i].config) for i in lacking]), strict=True))
+    return left
 
 
 def places_of(

@@ -261,12 +261,6 @@ class Group:
             self.counters.memory_hits += hits
 
     @property
-    def padding_bits(self) -> int | None:
-        """The padding key as the bits of an int64."""
-        padding = self.config.padding_key
-        return padding if padding is None or padding < 2**63 else padding - 2**64
-
-    @property
     def inserts_at_once(self) -> bool:
         """Whether there is a short way for new keys: nothing can be on disk, nothing has to be admitted."""
         return not self.may_be_on_disk and self.admission is None and self.config.padding_key is None
@@ -287,7 +281,7 @@ class Group:
         return True
 
     def not_padding(self, keys: I64, positions: I64) -> I64:
-        padding = self.padding_bits
+        padding = self.config.padding_bits
         if padding is None:
             return positions
         kept: I64 = positions[keys[positions] != padding]
@@ -295,7 +289,7 @@ class Group:
 
     def hide_padding(self, keys: I64, rows: I64) -> int:
         # a key may have a row from the time before it became the padding key. Returns how many positions were hidden
-        padding = self.padding_bits
+        padding = self.config.padding_bits
         if padding is None:
             return 0
         hidden = (keys == padding) & (rows >= 0)

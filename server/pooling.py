@@ -2,14 +2,14 @@
 each on its own."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from rockbed.addresses import address_of
+from rockbed.addresses import Addresses
+from rockbed.guarded_lock import all_shared
 from rockbed.interrupts import Uninterrupted
 from rockbed.parallel import GRAIN, in_runs, spread
 from rockbed.server.bags import CleanBags
@@ -68,9 +68,9 @@ def _pool_together(wanted: Mapping[int, Wanted], *, train: bool) -> dict[int, Se
         group, bags, place = wanted[number]
         seen[number] = _pool_absent(group, bags, rows, now_ms, *place, train=train)
 
-    with ExitStack() as locks:
-        for _, group in sorted(groups.items()):  # in the order in which pushes take them
-            locks.enter_context(group.lock.shared)
+    in_order = [group for _, group in sorted(groups.items())]  # in which pushes take their locks
+    with all_shared(group.lock for group in in_order):
+        for group in in_order:
             group.must_be_in_memory()
         for number, (rows, missing, expired) in zip(wanted, _find_and_pool(list(wanted.values()), now_ms), strict=True):
             group, _, _ = wanted[number]
@@ -91,9 +91,11 @@ def _find_and_pool(wanted: Sequence[Wanted], now_ms: int) -> list[tuple[I64, int
     pieces: list[tuple[Any, ...]] = []
     begins: list[int] = []  # of each piece, the number of its first key
     firsts, features = [0], [0]  # of each feature, the number of its first key, and of its first piece
-    for group, bags, place in wanted:
+    places = Addresses()  # the features that are pooled have theirs in one array
+    for group, bags, (out, column) in wanted:
         group.table.calls += 1
-        of_feature = (*group.table.addresses, group.oldest_ms(now_ms), *_addresses(bags, place), firsts[-1])
+        place = places.of(out), out.shape[1], column
+        of_feature = (*group.table.addresses, group.oldest_ms(now_ms), *_described(bags), *place, firsts[-1])
         limit = bags.max_norm or 0
         for low, high in _cuts(bags):
             pieces.append((*of_feature, low, high, limit))
@@ -112,11 +114,9 @@ def _find_and_pool(wanted: Sequence[Wanted], now_ms: int) -> list[tuple[I64, int
     return [(rows[firsts[i] : firsts[i + 1]], missing, expired) for i, (missing, expired) in enumerate(totals)]
 
 
-def _addresses(bags: CleanBags, place: Place) -> tuple[int, ...]:
+def _described(bags: CleanBags) -> tuple[int, ...]:
     """What batch_kernels.PIECE says of a feature's arrays."""
-    out, column = place
-    sizes = bags.keys.size, bags.count, bags.weights.size, bags.scale.size, not bags.are_rows
-    return *bags.addresses, *sizes, address_of(out), out.shape[1], column
+    return *bags.addresses, bags.keys.size, bags.count, bags.weights.size, bags.scale.size, not bags.are_rows
 
 
 def _cuts(bags: CleanBags) -> Sequence[tuple[int, int]]:

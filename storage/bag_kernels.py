@@ -5,6 +5,7 @@ absent is empty then; numba would compile every combination of arrays and None.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -14,26 +15,48 @@ from rockbed.storage.hot_kernels import prefetch_floats, prefetch_weights, rows_
 from rockbed.types import F32, I32, I64, U32
 
 SUM, MEAN, SQRTN = 0, 1, 2
+WRONG = 1  # what check_arrays refuses: offsets that fall, or do not run from 0 to n; weights that are not finite
+UNCLEAN = 2  # `prune` would change something
+LONG = 4  # a bag has more than one key
+_FLOAT32_MAX = np.finfo(np.float32).max
 _CACHED = 1 << 18  # gradients that are likely in the cache: to ask for those ahead would only cost time
 
 
-@kernel
-def is_clean(keys: I64, offsets: I64, weights: F32, negative: bool, positive: bool, padding: I64, fill: bool) -> bool:
-    """Whether `prune` would change nothing. padding: int64[1], or empty; positive, fill: see there."""
-    bad = 0
+@inlined
+def examine(
+    keys: I64,
+    offsets: I64,
+    weights: F32,
+    negative: bool,
+    positive: bool,
+    padded: bool,
+    padding: int,
+    fill: bool,
+) -> Any:
+    """What is found in a feature's arrays, whatever they hold: bits of WRONG, UNCLEAN and LONG. Beside WRONG the others
+    mean nothing.
+
+    negative, positive: as of `prune`; padded: whether `padding` is a key that stands for nothing; fill: whether empty
+    bags are to hold something.
+    """
+    n, bags = keys.shape[0], offsets.shape[0] - 1
+    wrong = (offsets[0] != 0) | (offsets[bags] != n)
+    empty, long = False, False
+    for b in range(bags):
+        wrong |= offsets[b + 1] < offsets[b]
+        empty |= offsets[b + 1] == offsets[b]
+        long |= offsets[b + 1] - offsets[b] > 1
+    unclean = empty & fill
     if not negative:
-        for i in range(keys.shape[0]):
-            bad |= keys[i] < 0
-    if padding.shape[0]:
-        for i in range(keys.shape[0]):
-            bad |= keys[i] == padding[0]
-    if positive:
-        for i in range(weights.shape[0]):
-            bad |= not weights[i] > 0
-    if fill:
-        for b in range(offsets.shape[0] - 1):
-            bad |= offsets[b] == offsets[b + 1]
-    return bad == 0
+        for i in range(n):
+            unclean |= keys[i] < 0
+    if padded:
+        for i in range(n):
+            unclean |= keys[i] == padding
+    for i in range(weights.shape[0]):
+        wrong |= not abs(weights[i]) <= _FLOAT32_MAX
+        unclean |= positive & (not weights[i] > 0)
+    return WRONG * wrong | UNCLEAN * unclean | LONG * long
 
 
 @kernel

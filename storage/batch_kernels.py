@@ -4,7 +4,7 @@ import numpy as np
 
 from rockbed.addresses import bytes_at, float_rows_at, floats_at, int32_at, integer_rows_at, integers_at
 from rockbed.kernels import kernel, prefetch
-from rockbed.storage.bag_kernels import by_number, place_bags, pool, pool_rows, sum_bags, sum_by_row
+from rockbed.storage.bag_kernels import by_number, examine, place_bags, pool, pool_rows, sum_bags, sum_by_row
 from rockbed.storage.distinct_kernels import distinct
 from rockbed.storage.gradient_kernels import all_finite
 from rockbed.storage.hot_kernels import fresh_rows, gather
@@ -40,6 +40,27 @@ PIECE = np.dtype(
 
 _AHEAD = 64  # as in hot_kernels
 _HEADER_BYTES = 32
+
+_SENT = ("keys", "count", "offsets", "bags", "weights", "weighted", "negative", "positive", "padded", "padding", "fill")
+SENT = np.dtype([(name, np.int64) for name in _SENT])
+"""A feature's bags as they were sent: its arrays and their sizes, and the rest as of bag_kernels.examine."""
+
+
+@kernel
+def examine_all(sent: AnyArray, found: U8) -> None:
+    """found[f] = what `examine` says of each feature. sent: SENT[n]."""
+    for f in range(sent.shape[0]):
+        of = sent[f]
+        found[f] = examine(
+            integers_at(of.keys, of.count),
+            integers_at(of.offsets, of.bags + 1),
+            floats_at(of.weights, of.weighted),
+            of.negative != 0,
+            of.positive != 0,
+            of.padded != 0,
+            of.padding,
+            of.fill != 0,
+        )
 
 
 @kernel

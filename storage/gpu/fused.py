@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rockbed.bags import check_arrays
+from rockbed.bags import refuse
 from rockbed.errors import BatchTooLarge, WrongShape
 from rockbed.storage import hot_kernels as k
 from rockbed.storage.gpu.launcher import DeviceArray, Launcher
@@ -318,8 +318,4 @@ class FusedBatch:
         # The kernels say that something is wrong; what it is, is said as of arrays in memory.
         offsets = self.launcher.to_host(bags.offsets)
         weights = None if bags.weights is None else self.launcher.to_host(bags.weights)
-        check_arrays(bags.keys, offsets, weights, f"feature {bags.name!r}: ")
-        raise WrongShape(
-            f"feature {bags.name!r}: its offsets or weights changed while they were read: leave the arrays of a batch "
-            "alone until it has been pushed"
-        )
+        refuse(bags.name, bags.keys, offsets, weights)

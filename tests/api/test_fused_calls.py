@@ -151,6 +151,18 @@ def test_what_is_kept_is_the_batch_as_it_was(tables: PyStorage) -> None:
     assert tables.get_rows(1, keys_of(1, 2, 3, 30)).update_num.tolist() == [1, 1, 1, 0]
 
 
+def test_features_that_share_their_arrays_are_kept_as_they_were(tables: PyStorage) -> None:
+    first = replace(BATCH[0], keys=BATCH[0].keys.copy(), offsets=BATCH[0].offsets.copy())
+    handle = _kept(tables, [first, replace(first, name="c")])
+    first.keys[:] = 30
+    first.offsets[1:] = 1 << 40
+    apart = [BATCH[0], bags("c", 1, [1, 2], [], [3, 3, -1])]
+    assert _push(tables, apart, handle)
+    assert tables.get_rows(1, keys_of(1, 2, 3, 30)).update_num.tolist() == [1, 1, 1, 0]
+    pooled, _, _ = looked_up(tables, apart)
+    np.testing.assert_array_equal(pooled[:, : DIMS[1]], pooled[:, DIMS[1] :])
+
+
 def test_a_handle_is_used_up_by_its_push_which_may_be_repeated(tables: PyStorage) -> None:
     handle = _kept(tables)
     assert _push(tables, handle=handle, number=1)

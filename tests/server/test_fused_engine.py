@@ -8,7 +8,7 @@ import pytest
 from rockbed import DimMismatch, GradientNotFinite, PyEmbedding, PyInitializer, PyOptimizer, PyStorage
 from rockbed.bags import Bags
 from rockbed.parallel import GRAIN
-from rockbed.server.bags import clean
+from rockbed.server.bags import clean_all
 from rockbed.server.feature_gradients import CleanFeatures, joined
 from rockbed.server.fetched import Fetched
 from rockbed.server.kept_batches import KeptBatches
@@ -107,8 +107,8 @@ def test_gradients_of_a_group_that_was_made_anew_with_another_dim_meanwhile_are_
     with PyStorage(tmp_path / "store") as storage:
         table(storage)
         engine = storage.backend.engine  # type: ignore[attr-defined]
-        bags = clean(evenly(np.arange(4), 2), engine.group(1).config)
-        share = joined([CleanFeatures([bags], [(np.ones((2, DIM // 2), np.float32), 0)], [], DIM // 2, None)])[0]
+        bags = clean_all([(evenly(np.arange(4), 2), engine.group(1).config)])
+        share = joined([CleanFeatures(bags, [(np.ones((2, DIM // 2), np.float32), 0)], [], DIM // 2, None)])[0]
         with pytest.raises(DimMismatch, match="rows of dim 8, the gradients are of dim 4: the group was dropped"):
             engine.apply_gradients([share])
         assert storage.stats()["rows"] == 0

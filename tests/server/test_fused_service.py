@@ -69,7 +69,7 @@ GOOD = _bags(name="good")
 BAD_BATCHES = [
     ([_bags(keys=b"1234567")], "wrong_shape", "7 bytes"),
     ([_bags(lengths=b"12345")], "wrong_shape", "feature 'a': 5 bytes of lengths"),
-    ([_bags(lengths=_lengths(1))], "wrong_shape", "offsets run from 0 to 1, with 2 keys"),
+    ([_bags(lengths=_lengths(1, 0))], "wrong_shape", "offsets run from 0 to 1, with 2 keys"),
     ([_bags(lengths=_lengths(2**32 - 1, 2**32 - 1))], "wrong_shape", "offsets run from 0 to 8589934590"),
     ([_bags(lengths=_lengths(1, 2), keys=b"")], "wrong_shape", "offsets"),
     ([_bags(weights=bytes(9))], "wrong_shape", "9 of weights"),

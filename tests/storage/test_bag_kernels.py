@@ -61,12 +61,34 @@ def test_pruning_keeps_what_counts_and_fills_what_is_empty(
         [(int(keys[i]), float(weights[i]) if weighted else 1.0) for i in range(start, end)]
         for start, end in itertools.pairwise(offsets)
     ]
-    assert k.is_clean(keys, offsets, weights, negative, positive, padding, default.size > 0) == same
+    padded, key = padding.size > 0, padding.sum()
+    found = k.examine(keys, offsets, weights, negative, positive, padded, key, default.size > 0)
+    assert found == k.LONG | (0 if same else k.UNCLEAN)
 
 
-def test_clean_bags_are_said_to_be() -> None:
-    keys, offsets = np.array([1, 2, 3]), offsets_of([2, 1])
-    assert k.is_clean(keys, offsets, np.ones(3, np.float32), False, True, np.array([5]), True)
+@pytest.mark.parametrize(
+    ("offsets", "weights", "found"),
+    [
+        ([0, 2, 3], [], k.LONG),
+        ([0, 1, 1, 3], [], k.LONG | k.UNCLEAN),
+        ([0, 1, 2, 3], [], 0),
+        ([0, 1, 2, 3], [1, 2, 3e38], 0),
+        ([0, 1, 2, 3], [1, 1e-45, 1], 0),
+        ([0, 1, 2, 3], [1, 0, 1], k.UNCLEAN),
+        ([0, 1, 2, 3], [1, np.nan, 1], k.WRONG),
+        ([0, 1, 2, 3], [1, 1, np.inf], k.WRONG),
+        ([0, 1, 2, 3], [-np.inf, 1, 1], k.WRONG),
+        ([1, 2, 3], [], k.WRONG),
+        ([0, 1, 2], [], k.WRONG),
+        ([0, 1, 2, 2**40], [], k.WRONG),
+        ([0, 2, 1, 3], [], k.WRONG),
+        ([0, 2**63 - 1, -(2**63), 3], [], k.WRONG),  # whose difference is 1
+    ],
+)
+def test_what_is_found_in_bags(offsets: list[int], weights: list[float], found: int) -> None:
+    keys, given = np.array([1, 2, 3]), np.array(weights, np.float32)
+    said = k.examine(keys, np.array(offsets), given, False, True, True, 5, True)
+    assert (said & k.WRONG or said) == found
 
 
 def test_scales() -> None:

@@ -9,7 +9,7 @@ from rockbed.addresses import Addresses, address_of
 from rockbed.bags import Bags, refuse
 from rockbed.config import GroupConfig
 from rockbed.storage import bag_kernels as k
-from rockbed.storage import batch_kernels
+from rockbed.storage import batch_kernels, sent_kernels
 from rockbed.types import F32, I64
 
 _COMBINERS = {None: k.SUM, "sum": k.SUM, "mean": k.MEAN, "sqrtn": k.SQRTN}
@@ -85,28 +85,30 @@ def clean_all(parts: Sequence[tuple[Bags, GroupConfig]]) -> list[CleanBags]:
 
 
 def _clean(bags: Bags, config: GroupConfig, found: int, places: tuple[int, int, int, int]) -> CleanBags:
-    """found: bits of bag_kernels.examine. places: `addresses` of the arrays as they were sent."""
+    """found: bits of sent_kernels.examine. places: `addresses` of the arrays as they were sent."""
     keys, offsets = bags.keys, bags.offsets
     weights = _NO_FLOATS if bags.weights is None else bags.weights
-    if found & k.WRONG:
+    if found & sent_kernels.WRONG:
         refuse(bags.name, keys, offsets, bags.weights)
     if bags.combiner is None:
         offsets = np.arange(keys.size + 1)
     combiner = _COMBINERS[bags.combiner]
-    if found & k.UNCLEAN:
+    if found & sent_kernels.UNCLEAN:
         padding = _NO_KEYS if config.padding_bits is None else np.array([config.padding_bits])
         default = _NO_KEYS if bags.default_key is None else _one(bags.default_key)
         room = keys.size + (offsets.size - 1 if default.size else 0)
         kept, ends = np.empty(room, np.int64), np.empty_like(offsets)
         kept_weights = np.empty(room if weights.size else 0, np.float32)
         positive = bags.combiner in _DIVIDING
-        n = k.prune(keys, offsets, weights, bags.negative, positive, padding, default, kept, ends, kept_weights)
+        n = sent_kernels.prune(
+            keys, offsets, weights, bags.negative, positive, padding, default, kept, ends, kept_weights
+        )
         keys, offsets, weights = kept[:n], ends, kept_weights[:n]
     scale = _NO_FLOATS
     if bags.combiner in _DIVIDING and weights.size:
         given, weights = weights, np.empty_like(weights)
         k.shares(offsets, given, combiner, weights)
-    elif bags.combiner in _DIVIDING and found & k.LONG:
+    elif bags.combiner in _DIVIDING and found & sent_kernels.LONG:
         scale = np.empty(offsets.size - 1, np.float32)
         k.scales(offsets, combiner, scale)
     max_norm = None if bags.max_norm is None else max(bags.max_norm, TINIEST)

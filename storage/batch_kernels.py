@@ -4,11 +4,12 @@ import numpy as np
 
 from rockbed.addresses import bytes_at, float_rows_at, floats_at, int32_at, integer_rows_at, integers_at
 from rockbed.kernels import kernel, prefetch
-from rockbed.storage.bag_kernels import by_number, examine, place_bags, pool, pool_rows, sum_bags, sum_by_row
+from rockbed.storage.bag_kernels import by_number, place_bags, pool, pool_rows, sum_bags, sum_by_row
 from rockbed.storage.distinct_kernels import distinct
 from rockbed.storage.gradient_kernels import all_finite
 from rockbed.storage.hot_kernels import fresh_rows, gather
 from rockbed.storage.index import find
+from rockbed.storage.sent_kernels import examine
 from rockbed.types import F32, I32, I64, U8, U32, AnyArray, Bool
 
 TABLE = [(name, np.int64) for name in ("index", "entries", "header", "flags", "data", "capacity", "width", "dim")]
@@ -43,7 +44,7 @@ _HEADER_BYTES = 32
 
 _SENT = ("keys", "count", "offsets", "bags", "weights", "weighted", "negative", "positive", "padded", "padding", "fill")
 SENT = np.dtype([(name, np.int64) for name in _SENT])
-"""A feature's bags as they were sent: its arrays and their sizes, and the rest as of bag_kernels.examine."""
+"""A feature's bags as they were sent: its arrays and their sizes, and the rest as of sent_kernels.examine."""
 
 
 @kernel
